@@ -1,0 +1,87 @@
+// Sampling location, bilinear weights and their gradients: the one place where they are written,
+// for the CPU and for CUDA.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#if defined(__CUDACC__)
+#define STABLE_SAM_HOST_DEVICE __host__ __device__ __forceinline__
+#else
+#define STABLE_SAM_HOST_DEVICE inline
+#endif
+
+namespace stable_sam {
+
+// One axis of a sampling location clamp(p + max_offset * tanh(raw), 0, size - 1).
+template <typename T>
+struct AxisSample {
+  int64_t cell;  // floor of the location, always in [0, size - 1]
+  int64_t next;  // the other tap, min(cell + 1, size - 1)
+  T fraction;    // weight of `next`, in [0, 1); NaN for a NaN offset
+  T slope;       // d location / d raw: 0 where the clamp binds
+};
+
+// The floor makes the derivative at integer locations the right-hand one. An infinite offset
+// saturates at max_offset; a NaN offset keeps the undisplaced cell, so nothing outside the tensor is
+// read, and its NaN fraction turns the pixel's output into NaN.
+template <typename T>
+STABLE_SAM_HOST_DEVICE AxisSample<T> sample_axis(int64_t position, T raw, T max_offset, int64_t size) {
+  const T squashed = std::tanh(raw);
+  const T wanted = static_cast<T>(position) + max_offset * squashed;
+  const T last = static_cast<T>(size - 1);
+  const bool inside = wanted >= T(0) && wanted <= last;
+  const bool is_nan = wanted != wanted;
+  const T location = wanted < T(0) ? T(0) : (wanted > last ? last : wanted);
+
+  AxisSample<T> sample;
+  sample.cell = is_nan ? position : static_cast<int64_t>(std::floor(location));
+  sample.next = sample.cell + 1 < size ? sample.cell + 1 : size - 1;
+  sample.fraction = location - static_cast<T>(sample.cell);
+  sample.slope = (inside || is_nan) ? max_offset * (T(1) - squashed * squashed) : T(0);
+  return sample;
+}
+
+// Weights of the four taps: [cell_y][cell_x], [cell_y][next_x], [next_y][cell_x], [next_y][next_x].
+template <typename T>
+struct BilinearWeights {
+  T top_left, top_right, bottom_left, bottom_right;
+};
+
+template <typename T>
+STABLE_SAM_HOST_DEVICE BilinearWeights<T> bilinear_weights(const AxisSample<T>& y, const AxisSample<T>& x) {
+  const T one = T(1);
+  return {(one - y.fraction) * (one - x.fraction), (one - y.fraction) * x.fraction,
+          y.fraction * (one - x.fraction), y.fraction * x.fraction};
+}
+
+// Derivatives of the interpolated value with respect to the two raw offsets, from four numbers d that
+// are, for each tap, the dot product over channels of the incoming gradient with that tap's values.
+template <typename T>
+STABLE_SAM_HOST_DEVICE T offset_gradient_x(const AxisSample<T>& y, const AxisSample<T>& x, T d_top_left,
+                                           T d_top_right, T d_bottom_left, T d_bottom_right) {
+  return x.slope * ((T(1) - y.fraction) * (d_top_right - d_top_left) + y.fraction * (d_bottom_right - d_bottom_left));
+}
+
+template <typename T>
+STABLE_SAM_HOST_DEVICE T offset_gradient_y(const AxisSample<T>& y, const AxisSample<T>& x, T d_top_left,
+                                           T d_top_right, T d_bottom_left, T d_bottom_right) {
+  return y.slope * ((T(1) - x.fraction) * (d_bottom_left - d_top_left) + x.fraction * (d_bottom_right - d_top_right));
+}
+
+// Weight with which a sampling location contributes to the tap `target` along one axis. Both taps
+// coincide at the far border, where both weights count.
+template <typename T>
+STABLE_SAM_HOST_DEVICE T tap_weight(const AxisSample<T>& sample, int64_t target) {
+  const T lower = target == sample.cell ? T(1) - sample.fraction : T(0);
+  return target == sample.next ? lower + sample.fraction : lower;
+}
+
+// How far a target pixel can lie from a pixel that samples it: the gather window of the backward pass
+// is (2 * radius + 1) squared.
+STABLE_SAM_HOST_DEVICE int64_t gather_radius(double max_offset) {
+  const double magnitude = max_offset < 0 ? -max_offset : max_offset;
+  return static_cast<int64_t>(std::ceil(magnitude));
+}
+
+}  // namespace stable_sam

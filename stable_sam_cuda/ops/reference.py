@@ -1,0 +1,66 @@
+"""Plain PyTorch truth of every op: short, differentiable by autograd (twice, too), trusted by all tests.
+
+Axes: B prompts, C channels, H rows, W columns of the feature map.
+"""
+
+import torch
+from torch import Tensor
+
+
+def sample_location(undisplaced: Tensor, raw_offset: Tensor, max_offset: float, size: int) -> tuple[Tensor, Tensor]:
+    """Integer cell and fraction of ``clamp(p + max_offset * tanh(raw), 0, size - 1)`` along one axis.
+
+    The cell is the floor, so at an integer location the derivative is the right-hand one.
+    A NaN offset keeps the undisplaced cell and gets a NaN fraction: its pixel's output is NaN.
+    """
+    location = (undisplaced + max_offset * torch.tanh(raw_offset)).clamp(0, size - 1)
+    cell = torch.where(location.isnan(), undisplaced, location.detach()).floor()
+    return cell.long(), location - cell
+
+
+def gather_pixels(features: Tensor, cell_y: Tensor, cell_x: Tensor) -> Tensor:
+    """``features[b, :, cell_y[b], cell_x[b]]``: (B, C, H, W) at (B, H, W) cells -> (B, C, H, W)."""
+    width = features.shape[-1]
+    linear = (cell_y * width + cell_x).flatten(1).unsqueeze(1).expand(-1, features.shape[1], -1)
+    return features.flatten(2).gather(2, linear).view(features.shape[0], -1, *cell_y.shape[1:])
+
+
+def deformable_sample(
+    features: Tensor,
+    offsets: Tensor,
+    identity: Tensor | None,
+    alpha: Tensor | None,
+    amplitude: Tensor | None,
+    max_offset: float,
+) -> Tensor:
+    """Equation of DSP and DRP: ``alpha_1 * amplitude * features[p + s_p tanh(raw)] + alpha_2 * identity[p]``.
+
+    Coordinates, weights and sums are taken in float32 (float64 for float64 inputs); the result has
+    the dtype of ``features``.
+    """
+    dtype = torch.promote_types(features.dtype, torch.float32)
+    inputs = [t for t in (features, offsets, identity, alpha, amplitude) if t is not None]
+    batch = torch.broadcast_shapes(*[t.shape[:1] for t in inputs])[0]
+    height, width = features.shape[2:]
+
+    offset_x, offset_y = offsets.to(dtype).expand(batch, -1, -1, -1).unbind(1)
+    rows = torch.arange(height, device=offsets.device, dtype=dtype)[:, None].expand(height, width)
+    columns = torch.arange(width, device=offsets.device, dtype=dtype)[None, :].expand(height, width)
+    cell_x, fraction_x = sample_location(columns, offset_x, max_offset, width)
+    cell_y, fraction_y = sample_location(rows, offset_y, max_offset, height)
+    next_x, next_y = (cell_x + 1).clamp(max=width - 1), (cell_y + 1).clamp(max=height - 1)
+
+    source = features.to(dtype).expand(batch, -1, -1, -1)
+    fraction_x, fraction_y = fraction_x.unsqueeze(1), fraction_y.unsqueeze(1)
+    top = torch.lerp(gather_pixels(source, cell_y, cell_x), gather_pixels(source, cell_y, next_x), fraction_x)
+    bottom = torch.lerp(gather_pixels(source, next_y, cell_x), gather_pixels(source, next_y, next_x), fraction_x)
+    output = torch.lerp(top, bottom, fraction_y)
+
+    if amplitude is not None:
+        output = output * amplitude.to(dtype)
+    if alpha is not None:
+        weights = alpha.to(dtype)[:, :, None, None]
+        output = output * weights[:, :1]
+        if identity is not None:
+            output = output + identity.to(dtype) * weights[:, 1:]
+    return output.to(features.dtype)
