@@ -1,0 +1,38 @@
+"""What the user did wrong, said in one line, with exit code 2."""
+
+import functools
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+USAGE_ERROR = 2
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def one_line(error: BaseException) -> str:
+    """Message of the error without line breaks; its class name where it has no message."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def explain_user_errors(command: Callable[P, R]) -> Callable[P, R]:
+    """Decorator of a verb: an error that the input caused becomes one red line and exit code 2.
+
+    ``ValueError``, ``TypeError`` and ``OSError`` are what this package raises for bad arguments, bad files
+    and missing backends. Anything else is a defect of the program and keeps its traceback.
+    """
+
+    @functools.wraps(command)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except (ValueError, TypeError, OSError) as error:
+            console = Console(stderr=True, soft_wrap=True, highlight=False)
+            console.print(Text.assemble(("error: ", "bold red"), one_line(error)))
+            raise typer.Exit(USAGE_ERROR) from error
+
+    return guarded
