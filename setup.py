@@ -1,0 +1,256 @@
+"""Builds the compiled operations. Everything that is not compiled is declared in pyproject.toml.
+
+Environment:
+    STABLE_SAM_BUILD      auto (default): build what this machine can, record why the rest was skipped;
+                          force: fail unless both compiled libraries are built;  none: build nothing.
+    TORCH_CUDA_ARCH_LIST  as in PyTorch, e.g. "8.0;9.0+PTX".
+    MAX_JOBS              compilers run at a time.
+
+Three extension modules come out, all optional at run time:
+    _ops_cpu    C++ kernels. Their source is compiled once per instruction set and chosen at run time,
+                so a wheel built on one machine runs on others.
+    _ops_cuda   CUDA kernels; only where nvcc and a CUDA build of torch of the same major version are.
+    _C          build_info(): what was built, with what, and why something was not.
+The first two use torch's stable ABI (torch >= 2.11) and know nothing of Python.
+"""
+
+import json
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent
+PACKAGE = "stable_sam_cuda"
+BUILD_MODE = os.environ.get("STABLE_SAM_BUILD", "auto")
+DEFAULT_CUDA_ARCHITECTURES = ("8.0", "8.6", "8.9", "9.0", "10.0")
+STABLE_ABI_DEFINES = ["-DTORCH_STABLE_ONLY", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
+OPTIMISED = ["-std=c++20", "-O3", "-g0", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
+X86_INSTRUCTION_SETS = {
+    "baseline": [],
+    "avx2": ["-mavx2", "-mfma", "-mf16c"],
+    "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma", "-mf16c"],
+}
+
+
+class BuildSkipped(Exception):
+    """A library cannot be built here; the message says why, for `doctor` and for the build log."""
+
+
+def host_compiler() -> list[str]:
+    """Command of the C++ compiler: $CXX, else Python's own, else the usual names."""
+    for command in (os.environ.get("CXX"), sysconfig.get_config_var("CXX"), "c++", "g++", "clang++"):
+        words = shlex.split(command or "")
+        if words and shutil.which(words[0]):
+            return words
+    raise BuildSkipped("no C++ compiler was found (looked at $CXX, c++, g++, clang++)")
+
+
+def import_torch():
+    try:
+        import torch
+    except ImportError as error:
+        raise BuildSkipped(f"torch could not be imported while building: {error}") from error
+    return torch
+
+
+def cuda_compiler(torch) -> tuple[str, str]:
+    """Path and version of an nvcc that fits torch."""
+    if torch.version.cuda is None:
+        raise BuildSkipped(f"torch {torch.__version__} was built without CUDA")
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    nvcc = shutil.which("nvcc", path=str(Path(home, "bin"))) if home else shutil.which("nvcc")
+    nvcc = nvcc or shutil.which("nvcc", path="/usr/local/cuda/bin")
+    if nvcc is None:
+        raise BuildSkipped("nvcc was not found (looked at $CUDA_HOME, $PATH, /usr/local/cuda)")
+    banner = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
+    version = re.search(r"release (\d+\.\d+)", banner)[1]
+    if version.split(".")[0] != torch.version.cuda.split(".")[0]:
+        raise BuildSkipped(f"nvcc {version} does not fit torch's CUDA {torch.version.cuda}: major versions differ")
+    return nvcc, version
+
+
+def cuda_architectures(nvcc: str) -> list[str]:
+    """Entries such as "9.0" and "10.0+PTX". The default ships PTX of the newest, for GPUs yet to come."""
+    requested = os.environ.get("TORCH_CUDA_ARCH_LIST")
+    if requested:
+        return requested.replace(" ", ";").strip(";").split(";")
+    listing = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout.split()
+    known = [a for a in DEFAULT_CUDA_ARCHITECTURES if f"compute_{a.replace('.', '')}" in listing]
+    return [*known[:-1], known[-1] + "+PTX"]
+
+
+def gencode_flags(architectures: list[str]) -> list[str]:
+    flags = []
+    for entry in architectures:
+        match = re.fullmatch(r"(\d+)\.(\d[af]?)(\+PTX)?", entry)
+        if match is None:
+            raise BuildSkipped(f"TORCH_CUDA_ARCH_LIST: expected entries such as 9.0 or 9.0+PTX, got {entry!r}")
+        number = match[1] + match[2]
+        flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
+        if match[3]:
+            flags.append(f"-gencode=arch=compute_{number},code=compute_{number}")
+    return flags
+
+
+def run(command: list[str]) -> None:
+    print(shlex.join(command), flush=True)
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise BuildSkipped(f"{Path(command[0]).name} failed:\n{(done.stderr or done.stdout).strip()[-4000:]}")
+
+
+def compile_objects(jobs: list[tuple[Path, Path, list[str]]]) -> list[str]:
+    """Run the (source, object, command) jobs, skipping objects newer than the source and every header."""
+    headers_changed = max(p.stat().st_mtime for p in [*ROOT.glob("csrc/**/*.h"), *ROOT.glob("csrc/**/*.cuh"), Path(__file__)])
+
+    def compile_one(job: tuple[Path, Path, list[str]]) -> str:
+        source, target, command = job
+        newest = max(source.stat().st_mtime, headers_changed)
+        if not target.exists() or target.stat().st_mtime < newest:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            run([*command, "-c", str(source), "-o", str(target)])
+        return str(target)
+
+    with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))) as pool:
+        return list(pool.map(compile_one, jobs))
+
+
+class BuildOperations(build_ext):
+    """Builds the two operator libraries with plain compiler calls and _C as setuptools would."""
+
+    def run(self) -> None:
+        self.record = {"mode": BUILD_MODE, "libraries": {}}
+        super().run()
+
+    def build_extension(self, extension: Extension) -> None:
+        name = extension.name.rpartition(".")[2]
+        if name == "_C":
+            return self.build_info_module(extension)
+        output = Path(self.get_ext_fullpath(extension.name))
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.unlink(missing_ok=True)
+        try:
+            facts = {"_ops_cpu": self.build_cpu, "_ops_cuda": self.build_cuda}[name](output)
+        except BuildSkipped as error:
+            if BUILD_MODE == "force":
+                raise SystemExit(f"STABLE_SAM_BUILD=force: {name} cannot be built: {error}") from error
+            print(f"{name} is not built: {error}", flush=True)
+            facts = {"built": False, "reason": str(error)}
+        self.record["libraries"][name] = facts
+
+    def build_cpu(self, output: Path) -> dict:
+        compiler, torch = host_compiler(), import_torch()
+        includes = torch_includes(torch)
+        is_x86 = platform.machine().lower() in ("x86_64", "amd64")
+        variants = X86_INSTRUCTION_SETS if is_x86 else {"baseline": []}
+        temporary = Path(self.build_temp, "cpu")
+        jobs = []
+        for source in sorted(ROOT.glob("csrc/cpu/*.cpp")):
+            flags = [*OPTIMISED, *STABLE_ABI_DEFINES, *includes]
+            if source.name != "kernels.cpp":
+                defines = [f"-DSTABLE_SAM_HAS_{name.upper()}" for name in variants]
+                jobs.append((source, temporary / f"{source.stem}.o", [*compiler, *flags, *defines]))
+                continue
+            for name, instruction_flags in variants.items():
+                command = [*compiler, *flags, *instruction_flags, f"-DSTABLE_SAM_INSTRUCTION_SET={name}"]
+                jobs.append((source, temporary / f"{source.stem}_{name}.o", command))
+        objects = compile_objects(jobs)
+        if sys.platform == "darwin":
+            link = ["-dynamiclib", "-undefined", "dynamic_lookup"]
+        else:
+            link = ["-shared", f"-L{torch_libraries(torch)}", "-ltorch_cpu"]
+        run([*compiler, *objects, *link, "-o", str(output)])
+        return {"built": True, "torch": torch.__version__, "instruction_sets": list(variants)}
+
+    def build_cuda(self, output: Path) -> dict:
+        torch = import_torch()
+        nvcc, version = cuda_compiler(torch)
+        architectures = cuda_architectures(nvcc)
+        host = ["-ccbin", host_compiler()[0]]
+        command = [nvcc, *host, "-std=c++20", "-O3", "-lineinfo", "--threads", "1", *gencode_flags(architectures)]
+        command += ["-Xcompiler", "-fPIC,-fvisibility=hidden", *STABLE_ABI_DEFINES, "-DUSE_CUDA", *torch_includes(torch)]
+        sources = sorted([*ROOT.glob("csrc/cuda/*.cu"), *ROOT.glob("csrc/cuda/*.cpp")])
+        if not sources:
+            raise BuildSkipped("this source tree has no CUDA sources")
+        temporary = Path(self.build_temp, "cuda")
+        objects = compile_objects([(source, temporary / f"{source.name}.o", command) for source in sources])
+        libraries = [f"-L{torch_libraries(torch)}", "-ltorch_cpu", "-ltorch_cuda"]
+        run([nvcc, *host, "-shared", "-cudart", "shared", *objects, *libraries, "-o", str(output)])
+        return {"built": True, "torch": torch.__version__, "cuda": version, "architectures": architectures}
+
+    def build_info_module(self, extension: Extension) -> None:
+        """Write the record into _C; without a working compiler leave it beside the package as JSON."""
+        fallback = Path(self.get_ext_fullpath(extension.name)).with_name("_build_record.json")
+        fallback.unlink(missing_ok=True)
+        generated = Path(self.build_temp, "generated")
+        generated.mkdir(parents=True, exist_ok=True)
+        record = json.dumps(self.record, indent=1)
+        generated.joinpath("build_record.h").write_text(f'#define STABLE_SAM_BUILD_RECORD R"json({record})json"\n')
+        try:
+            import pybind11
+
+            host_compiler()
+            extension.include_dirs += [pybind11.get_include(), str(generated)]
+            extension.extra_compile_args += ["-std=c++20", "-O1", "-g0", "-fvisibility=hidden"]
+            self.force = True
+            super().build_extension(extension)
+        except Exception as error:
+            if BUILD_MODE == "force":
+                raise
+            print(f"_C is not built: {error}", flush=True)
+            fallback.parent.mkdir(parents=True, exist_ok=True)
+            fallback.write_text(record + "\n")
+
+    def get_outputs(self) -> list[str]:
+        """Only what was really built: in auto mode a missing library is not an error."""
+        return [path for path in super().get_outputs() if Path(path).exists()]
+
+    def copy_extensions_to_source(self) -> None:
+        """Editable and in-place builds: copy what was built, drop stale libraries of earlier builds."""
+        build_py = self.get_finalized_command("build_py")
+        for extension in self.extensions:
+            built = Path(self.build_lib, self.get_ext_filename(extension.name))
+            target = Path(build_py.get_package_dir(PACKAGE), built.name)
+            if built.exists():
+                self.copy_file(str(built), str(target))
+            else:
+                target.unlink(missing_ok=True)
+        record = Path(self.build_lib, PACKAGE, "_build_record.json")
+        if record.exists():
+            self.copy_file(str(record), str(Path(build_py.get_package_dir(PACKAGE), record.name)))
+
+
+def torch_includes(torch) -> list[str]:
+    return ["-isystem", str(Path(torch.__file__).parent / "include"), f"-I{ROOT / 'csrc'}"]
+
+
+def torch_libraries(torch) -> str:
+    return str(Path(torch.__file__).parent / "lib")
+
+
+def extensions() -> list[Extension]:
+    if BUILD_MODE not in ("auto", "force", "none"):
+        raise SystemExit(f"STABLE_SAM_BUILD: expected auto, force or none, got {BUILD_MODE!r}")
+    if BUILD_MODE == "none":
+        return []
+    # _C comes last: it carries the record of what became of the others.
+    sources = {"_ops_cpu": [], "_ops_cuda": [], "_C": ["csrc/build_info.cpp"]}
+    return [Extension(f"{PACKAGE}.{name}", files, language="c++") for name, files in sources.items()]
+
+
+setup(
+    packages=[*find_packages(include=[PACKAGE, f"{PACKAGE}.*"]), f"{PACKAGE}.kernels"],
+    package_dir={f"{PACKAGE}.kernels": "kernels"},
+    ext_modules=extensions(),
+    cmdclass={"build_ext": BuildOperations},
+)
