@@ -1,7 +1,9 @@
 """Options that take several words and may be repeated, which typer itself has not."""
 
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
+from typer import Context
 from typer.core import TyperCommand
 
 
@@ -29,7 +31,7 @@ def join_words(arguments: Sequence[str], word_counts: Mapping[str, int]) -> list
 class PromptCommand(TyperCommand):
     """Command whose ``--box`` takes four words and ``--point`` two, each as one string value."""
 
-    word_counts = {"--box": 4, "--point": 2}
+    word_counts: ClassVar[Mapping[str, int]] = {"--box": 4, "--point": 2}
 
-    def parse_args(self, ctx, args):  # noqa: ANN001, ANN201 - the signature is typer's
+    def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
         return super().parse_args(ctx, join_words(args, self.word_counts))

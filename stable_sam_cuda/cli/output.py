@@ -1,5 +1,6 @@
 """Results on disk: all of them, or none."""
 
+import contextlib
 import json
 import os
 import tempfile
@@ -42,15 +43,24 @@ class Outputs:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        published = False
         try:
             if kind is None:
-                for name in self.names:
-                    os.replace(Path(self._staging.name) / name, self.directory / name)
+                self._publish()
+                published = True
         finally:
             self._staging.cleanup()
-            if kind is not None:
-                for path in self._made:
-                    path.rmdir()
+            if not published:
+                with contextlib.suppress(OSError):  # somebody else has put a file there meanwhile
+                    for path in self._made:
+                        path.rmdir()
+
+    def _publish(self) -> None:
+        for name in self.names:
+            if (self.directory / name).is_dir():
+                raise OSError(f"--out {self.directory}: expected to write the file {name}, got a directory there")
+        for name in self.names:
+            os.replace(Path(self._staging.name) / name, self.directory / name)
 
     def stage(self, name: str) -> Path:
         """Path to write the file ``name`` to, for now."""

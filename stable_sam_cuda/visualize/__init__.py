@@ -1,7 +1,7 @@
 """Pictures of what the models do. Needs Pillow and numpy only."""
 
-from .overlay import draw_box, draw_mask, draw_points
-from .panel import Panel, compare
-from .sampling import draw_sampling_points, sampling_points
+from stable_sam_cuda.visualize.overlay import draw_box, draw_mask, draw_points
+from stable_sam_cuda.visualize.panel import Panel, compare
+from stable_sam_cuda.visualize.sampling import draw_sampling_points, sampling_points
 
 __all__ = ["Panel", "compare", "draw_box", "draw_mask", "draw_points", "draw_sampling_points", "sampling_points"]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from .overlay import colour_of, draw_box, draw_mask, draw_points
+from stable_sam_cuda.visualize.overlay import colour_of, draw_box, draw_mask, draw_points
 
 PAPER = (250, 250, 248)
 INK = (32, 32, 36)

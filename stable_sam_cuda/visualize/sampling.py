@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image, ImageDraw
 
-from .overlay import Colour
+from stable_sam_cuda.visualize.overlay import Colour
 
 ARROW: Colour = (86, 180, 233)
 POINT: Colour = (213, 94, 0)

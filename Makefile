@@ -1,0 +1,71 @@
+# Every target sets itself up in .venv, from a clean clone on; what is done already is not done again.
+#
+#   make demo     segment a photograph with SAM and Stable-SAM, from good and from sloppy boxes
+#   make test     style and all tests
+#   make lint     style only
+#   make bench    the benchmarks that this machine can run
+#   make clean    remove what was built; the environment stays
+#   make distclean  remove the environment, too
+#
+# PYTHON=python3.12 chooses the interpreter of a new environment, VENV=dir its place.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip
+
+# torch is among the build requirements, and it is large: installed first, once, and built against in place
+# (--no-build-isolation) instead of a second time in a build environment.
+BUILD_REQUIREMENTS := $(shell sed -n 's/^requires = \[\(.*\)\]/\1/p' pyproject.toml | tr -d ',')
+COMPILED_SOURCES := $(shell find csrc -type f)
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: demo test lint bench clean distclean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.installed
+	@echo "==> one sloppy box, from the command line"
+	$(BIN)/stable-sam segment examples/coffee.png --box 150 60 420 320 --out demo_output
+	@echo "==> the same cup from several jittered boxes"
+	$(BIN)/python examples/demo.py --out demo_output
+
+test: lint
+	@echo "==> tests"
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-dev
+	@echo "==> style"
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(filter %.h %.cuh %.cpp %.cu,$(COMPILED_SOURCES))
+
+bench: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest bench
+
+$(VENV)/.created:
+	@echo "==> environment in $(VENV)"
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.build-requirements: $(VENV)/.created
+	@echo "==> torch and what the build needs (several GB, once)"
+	$(PIP) install $(BUILD_REQUIREMENTS) torchvision
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.build-requirements setup.py pyproject.toml $(COMPILED_SOURCES)
+	@echo "==> the package, its compiled operations included"
+	$(PIP) install --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	@echo "==> what the tests need"
+	$(PIP) install "stable_sam_cuda[dev]"
+	@touch $@
+
+clean:
+	rm -rf build dist demo_output *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -f stable_sam_cuda/*.so stable_sam_cuda/_build_record.json $(VENV)/.installed $(VENV)/.installed-dev
+
+distclean: clean
+	rm -rf $(VENV)
