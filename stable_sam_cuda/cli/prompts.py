@@ -9,7 +9,7 @@ POINT_FORM = "two numbers X Y, or X Y:0 for background"
 
 
 @dataclass(frozen=True)
-class Prompt:
+class ObjectPrompt:
     """What is known of one object: a box, points, or both; pixels of the photograph.
 
     ``box`` is (x0, y0, x1, y1); ``points`` are (x, y) with ``labels`` 1 for the object, 0 for background.
@@ -18,6 +18,15 @@ class Prompt:
     box: tuple[float, float, float, float] | None = None
     points: tuple[tuple[float, float], ...] = ()
     labels: tuple[int, ...] = ()
+
+    def arguments(self) -> dict[str, Sequence]:
+        """As `StableSamPredictor.predict` takes it."""
+        arguments: dict[str, Sequence] = {}
+        if self.box is not None:
+            arguments["box"] = self.box
+        if self.points:
+            arguments |= {"point_coords": self.points, "point_labels": self.labels}
+        return arguments
 
 
 def parse_numbers(option: str, form: str, tokens: Sequence[str]) -> list[float]:
@@ -58,7 +67,9 @@ def parse_point(text: str) -> tuple[float, float, int]:
 
 
 def check_inside(size: tuple[int, int], boxes: Sequence[Sequence[float]], points: Sequence[Sequence[float]]) -> None:
-    """Every box and point lies in the photograph of ``size`` (width, height).
+    """Every point lies in the photograph of ``size`` (width, height), and every box at least in part.
+
+    A sloppy box may reach beyond the photograph: the predictor clips it.
 
     Raises:
         ValueError: naming the option, the photograph's extent and what came.
@@ -66,14 +77,14 @@ def check_inside(size: tuple[int, int], boxes: Sequence[Sequence[float]], points
     width, height = size
     extent = f"0 <= X <= {width}, 0 <= Y <= {height} (the photo's size)"
     for x0, y0, x1, y1 in boxes:
-        if x0 < 0 or y0 < 0 or x1 > width or y1 > height:
-            raise ValueError(f"--box: expected {extent}, got {x0:g} {y0:g} {x1:g} {y1:g}")
+        if x1 <= 0 or y1 <= 0 or x0 >= width or y0 >= height:
+            raise ValueError(f"--box: expected a box that meets {extent}, got {x0:g} {y0:g} {x1:g} {y1:g}")
     for x, y, *_ in points:
         if not (0 <= x <= width and 0 <= y <= height):
             raise ValueError(f"--point: expected {extent}, got {x:g} {y:g}")
 
 
-def make_prompts(size: tuple[int, int], boxes: Sequence[str], points: Sequence[str]) -> list[Prompt]:
+def make_prompts(size: tuple[int, int], boxes: Sequence[str], points: Sequence[str]) -> list[ObjectPrompt]:
     """Prompts, one an object: each box is an object, all points together are one; a box with points is one.
 
     Args:
@@ -93,9 +104,9 @@ def make_prompts(size: tuple[int, int], boxes: Sequence[str], points: Sequence[s
     parsed_points = [parse_point(text) for text in points]
     check_inside(size, parsed_boxes, parsed_points)
     if not parsed_points:
-        return [Prompt(box=box) for box in parsed_boxes]
+        return [ObjectPrompt(box=box) for box in parsed_boxes]
     return [
-        Prompt(
+        ObjectPrompt(
             box=parsed_boxes[0] if parsed_boxes else None,
             points=tuple((x, y) for x, y, _ in parsed_points),
             labels=tuple(label for _, _, label in parsed_points),

@@ -34,7 +34,10 @@ def test_earlier_results_survive_an_error(tmp_path: Path) -> None:
 
 def test_directory_below_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match="--out .*file/below: expected a directory"), Outputs(tmp_path / "file" / "below"):
+    with (
+        pytest.raises(OSError, match=r"--out .*file/below: expected a directory"),
+        Outputs(tmp_path / "file" / "below"),
+    ):
         pass
 
 

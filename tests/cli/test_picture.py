@@ -122,7 +122,11 @@ def test_not_finite_pixels_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"", "got another kind of file"), (b"no picture at all", "got another file"), (b"\x89PNG\r\n\x1a\n", "got")],
+    [
+        (b"", "got another kind of file"),
+        (b"no picture at all", "got another kind of file"),
+        (b"\x89PNG\r\n\x1a\n", "got"),
+    ],
     ids=["empty", "text", "png signature only"],
 )
 def test_not_a_picture(tmp_path: Path, content: bytes, message: str) -> None:

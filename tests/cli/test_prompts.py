@@ -3,7 +3,7 @@
 import pytest
 
 from stable_sam_cuda.cli.options import join_words
-from stable_sam_cuda.cli.prompts import Prompt, make_prompts
+from stable_sam_cuda.cli.prompts import ObjectPrompt, make_prompts
 
 SIZE = (100, 80)
 WORD_COUNTS = {"--box": 4, "--point": 2}
@@ -11,19 +11,25 @@ WORD_COUNTS = {"--box": 4, "--point": 2}
 
 def test_each_box_is_an_object() -> None:
     assert make_prompts(SIZE, ["0 0 100 80", "1.5 2 3 4"], []) == [
-        Prompt(box=(0, 0, 100, 80)),
-        Prompt(box=(1.5, 2, 3, 4)),
+        ObjectPrompt(box=(0, 0, 100, 80)),
+        ObjectPrompt(box=(1.5, 2, 3, 4)),
     ]
 
 
 def test_all_points_are_one_object() -> None:
     assert make_prompts(SIZE, [], ["10 20", "30 40:0", "5 6:1"]) == [
-        Prompt(points=((10, 20), (30, 40), (5, 6)), labels=(1, 0, 1))
+        ObjectPrompt(points=((10, 20), (30, 40), (5, 6)), labels=(1, 0, 1))
     ]
 
 
 def test_a_box_with_points_is_one_object() -> None:
-    assert make_prompts(SIZE, ["0 0 9 9"], ["10 20:0"]) == [Prompt(box=(0, 0, 9, 9), points=((10, 20),), labels=(0,))]
+    assert make_prompts(SIZE, ["0 0 9 9"], ["10 20:0"]) == [
+        ObjectPrompt(box=(0, 0, 9, 9), points=((10, 20),), labels=(0,))
+    ]
+
+
+def test_a_box_may_reach_beyond_the_photo() -> None:
+    assert make_prompts(SIZE, ["-5 -5 105 85"], []) == [ObjectPrompt(box=(-5, -5, 105, 85))]
 
 
 @pytest.mark.parametrize(
@@ -37,9 +43,13 @@ def test_a_box_with_points_is_one_object() -> None:
         (["1 2 inf 4"], [], "--box: expected finite numbers, got '1 2 inf 4'"),
         (["9 2 3 4"], [], "--box: expected X0 < X1 and Y0 < Y1, got '9 2 3 4'"),
         (["1 2 1 4"], [], "--box: expected X0 < X1 and Y0 < Y1, got '1 2 1 4'"),
-        (["-1 2 3 4"], [], "--box: expected 0 <= X <= 100, 0 <= Y <= 80 (the photo's size), got -1 2 3 4"),
-        (["1 2 101 4"], [], "--box: expected 0 <= X <= 100"),
-        (["1 2 3 81"], [], "0 <= Y <= 80"),
+        (
+            ["-9 2 0 4"],
+            [],
+            "--box: expected a box that meets 0 <= X <= 100, 0 <= Y <= 80 (the photo's size), got -9 2 0 4",
+        ),
+        (["100 2 120 4"], [], "--box: expected a box that meets 0 <= X <= 100"),
+        (["1 80 3 99"], [], "0 <= Y <= 80"),
         ([], ["1"], "--point: expected two numbers X Y, or X Y:0 for background, got '1'"),
         ([], ["1 2:2"], "--point: expected two numbers X Y, or X Y:0"),
         ([], ["1:0 2"], "--point: expected two numbers X Y, or X Y:0"),
