@@ -195,7 +195,8 @@ class BuildOperations(build_ext):
         generated = Path(self.build_temp, "generated")
         generated.mkdir(parents=True, exist_ok=True)
         record = json.dumps(self.record, indent=1)
-        generated.joinpath("build_record.h").write_text(f'#define STABLE_SAM_BUILD_RECORD R"json({record})json"\n')
+        header = f'constexpr char kBuildRecord[] = R"json({record})json";\n'
+        generated.joinpath("build_record.h").write_text(header)
         try:
             import pybind11
 

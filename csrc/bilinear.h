@@ -8,7 +8,9 @@
 #if defined(__CUDACC__)
 #define STABLE_SAM_HOST_DEVICE __host__ __device__ __forceinline__
 #else
-#define STABLE_SAM_HOST_DEVICE inline
+// Always inlined: the CPU kernels are compiled once per instruction set, and an out-of-line copy could be
+// linked into code meant for an older processor.
+#define STABLE_SAM_HOST_DEVICE inline __attribute__((always_inline))
 #endif
 
 namespace stable_sam {

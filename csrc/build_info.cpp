@@ -2,7 +2,7 @@
 // Python does and can explain why the operator libraries do not.
 #include <pybind11/pybind11.h>
 
-#include "build_record.h"  // STABLE_SAM_BUILD_RECORD, written by setup.py
+#include "build_record.h"  // kBuildRecord, written by setup.py
 
 namespace py = pybind11;
 
@@ -29,7 +29,7 @@ const char* architecture() {
 }
 
 py::dict build_info() {
-  py::dict info = py::module_::import("json").attr("loads")(STABLE_SAM_BUILD_RECORD);
+  py::dict info = py::module_::import("json").attr("loads")(kBuildRecord);
   info["compiler"] = compiler();
   info["architecture"] = architecture();
   info["cpp_standard"] = static_cast<long>(__cplusplus);

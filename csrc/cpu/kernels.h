@@ -1,0 +1,64 @@
+// What crosses from the operators to the kernels: plain pointers and sizes, and one table of functions per
+// instruction set. kernels.cpp is compiled once for each; instruction_set.cpp chooses at load time.
+#pragma once
+
+#include <cstdint>
+
+#include "../sampling_shape.h"
+
+namespace stable_sam {
+
+// The inputs of a call, all of one element type; null where an optional one is absent. Axes as in SamplingShape.
+struct SampleInputs {
+  const void* features;   // [B or 1, H, W, C]
+  const void* offsets;    // (B or 1, 2, H, W), strided
+  const void* identity;   // [B or 1, H, W, C]
+  const void* alpha;      // [B or 1, 2]
+  const void* amplitude;  // [B or 1, H, W, 1 or C]
+  SamplingShape shape;
+};
+
+struct ForwardCall {
+  SampleInputs inputs;
+  void* output;  // [B, H, W, C]
+  bool bypass_cache;
+};
+
+// Gradients that nobody asked for are null. The scratch arrays hold accumulation-type numbers (double for
+// double, float else).
+struct BackwardCall {
+  SampleInputs inputs;
+  const void* grad_output;  // [B, H, W, C]
+  void* grad_features;      // like features
+  void* grad_offsets;       // [B, 2, H, W]
+  void* grad_identity;      // like identity
+  void* grad_alpha;         // [B, 2]
+  void* grad_amplitude;     // [B, H, W, 1 or C]
+
+  void* samples;         // [B, H, W] PixelSample
+  void* tap_products;    // [B, H, W, 4] gradient . tap over channels; null where no gradient needs them
+  void* alpha_partials;  // [B, H, 2] sums over one row
+  bool bypass_cache;
+
+  // Where one image's gradient is the sum over prompts, one task walks all prompts in order.
+  bool sums_features() const { return grad_features && inputs.shape.features_batch_stride == 0; }
+  bool sums_identity() const { return grad_identity && inputs.shape.identity_batch_stride == 0; }
+};
+
+// A kernel handles the rows [first, last) of B * H, or of H where it says so.
+using ForwardKernel = void (*)(const ForwardCall&, int64_t first, int64_t last);
+using BackwardKernel = void (*)(const BackwardCall&, int64_t first, int64_t last);
+
+struct Kernels {
+  const char* instruction_set;
+  int64_t sample_bytes[4];  // bytes of one PixelSample, by ElementType like all below
+  ForwardKernel sample[4];
+  BackwardKernel locate[4];
+  BackwardKernel gather[4];
+  BackwardKernel finish[4];
+};
+
+// The table for the best instruction set this processor has.
+const Kernels& kernels();
+
+}  // namespace stable_sam

@@ -1,0 +1,146 @@
+"""Which implementation of the operations is used, which are there, and why one is not.
+
+``cpu`` and ``cuda`` are the compiled kernels, ``triton`` runs on CUDA devices (and on the CPU under Triton's
+interpreter), ``reference`` is plain PyTorch and runs everywhere.
+"""
+
+import importlib.util
+import os
+import warnings
+from enum import Enum
+
+import torch
+
+from stable_sam_cuda import _extension
+
+
+class Backend(str, Enum):
+    """An implementation of the operations; ``AUTO`` leaves the choice to `choose`."""
+
+    AUTO = "auto"
+    CUDA = "cuda"
+    TRITON = "triton"
+    CPU = "cpu"
+    REFERENCE = "reference"
+
+
+class MissingBackendWarning(RuntimeWarning):
+    """The compiled kernels for a device are missing, so ``auto`` uses the slower plain PyTorch instead."""
+
+
+class BackendUnavailableError(RuntimeError):
+    """A backend was asked for by name that this installation or machine does not have."""
+
+
+# float64 is for checking gradients; neither set of GPU kernels carries it.
+_GPU_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_SUPPORTED_DTYPES = {
+    Backend.CUDA: _GPU_DTYPES,
+    Backend.TRITON: _GPU_DTYPES,
+    Backend.CPU: (*_GPU_DTYPES, torch.float64),
+    Backend.REFERENCE: (*_GPU_DTYPES, torch.float64),
+}
+
+
+def _triton_interprets() -> bool:
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def _find_why_unavailable(backend: Backend) -> str | None:
+    if backend is Backend.CPU:
+        return _extension.why_missing("_ops_cpu")
+    if backend is Backend.REFERENCE:
+        return None
+    if backend is Backend.CUDA:
+        missing = _extension.why_missing("_ops_cuda")
+        return missing or (None if torch.cuda.is_available() else "torch sees no CUDA device")
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed"
+    if not torch.cuda.is_available() and not _triton_interprets():
+        return "torch sees no CUDA device, and TRITON_INTERPRET=1 is not set"
+    return None
+
+
+_UNAVAILABLE = {backend: _find_why_unavailable(backend) for backend in Backend if backend is not Backend.AUTO}
+_warned: set[str] = set()
+
+
+def available() -> tuple[Backend, ...]:
+    """The backends that can be used here, best first."""
+    return tuple(backend for backend, reason in _UNAVAILABLE.items() if reason is None)
+
+
+def why_unavailable(backend: Backend | str) -> str | None:
+    """Why a backend cannot be used here; None where it can.
+
+    Raises:
+        ValueError: ``backend`` is not the name of a backend.
+    """
+    backend = parse(backend)
+    return None if backend is Backend.AUTO else _UNAVAILABLE[backend]
+
+
+def parse(backend: Backend | str) -> Backend:
+    """The `Backend` of that name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if isinstance(backend, Backend):
+        return backend
+    for member in Backend:
+        if backend == member.value:
+            return member
+    names = ", ".join(repr(member.value) for member in Backend)
+    raise ValueError(f"backend: expected one of {names}, got {backend!r}")
+
+
+def _why_unfit(backend: Backend, device_type: str, dtype: torch.dtype) -> str | None:
+    """Why tensors of this device and dtype cannot go through a backend that is there."""
+    fits_device = {
+        Backend.CUDA: device_type == "cuda",
+        Backend.TRITON: device_type == "cuda" or (device_type == "cpu" and _triton_interprets()),
+        Backend.CPU: device_type == "cpu",
+        Backend.REFERENCE: True,
+    }[backend]
+    if not fits_device:
+        return f"backend {backend.value!r} does not take tensors on {device_type!r}"
+    if dtype not in _SUPPORTED_DTYPES[backend]:
+        names = ", ".join(str(d).removeprefix("torch.") for d in _SUPPORTED_DTYPES[backend])
+        return f"backend {backend.value!r} takes {names}, got {str(dtype).removeprefix('torch.')}"
+    return None
+
+
+def choose(requested: Backend | str, device: torch.device, dtype: torch.dtype) -> Backend:
+    """The backend that serves tensors of this device and dtype: never `Backend.AUTO`.
+
+    ``auto`` takes the compiled kernels, else (on CUDA) Triton, else plain PyTorch. Where plain PyTorch serves
+    only because something was not built, one `MissingBackendWarning` says so.
+
+    Raises:
+        ValueError: ``requested`` is no backend, or does not take this device or dtype.
+        BackendUnavailableError: ``requested`` is not there.
+    """
+    backend = parse(requested)
+    if backend is not Backend.AUTO:
+        if _UNAVAILABLE[backend] is not None:
+            raise BackendUnavailableError(f"backend {backend.value!r} is not available: {_UNAVAILABLE[backend]}")
+        unfit = _why_unfit(backend, device.type, dtype)
+        if unfit is not None:
+            raise ValueError(f"backend: {unfit}")
+        return backend
+
+    candidates = {"cpu": (Backend.CPU,), "cuda": (Backend.CUDA, Backend.TRITON)}.get(device.type, ())
+    candidates = tuple(c for c in candidates if dtype in _SUPPORTED_DTYPES[c])
+    for candidate in candidates:
+        if _UNAVAILABLE[candidate] is None:
+            return candidate
+    if candidates and device.type not in _warned:
+        _warned.add(device.type)
+        reasons = "; ".join(f"{c.value}: {_UNAVAILABLE[c]}" for c in candidates)
+        warnings.warn(
+            f"stable_sam_cuda has no kernels for {device.type!r} tensors and uses plain PyTorch ({reasons})",
+            MissingBackendWarning,
+            stacklevel=3,
+        )
+    return Backend.REFERENCE

@@ -1,0 +1,46 @@
+"""Autocast policy: every floating-point input is cast to autocast's dtype; kernels sum in float32 anyway.
+
+float64 inputs are left alone, as PyTorch's own autocast does.
+"""
+
+import torch
+from torch import Tensor
+
+from stable_sam_cuda.ops.schema import NAMESPACE
+
+_autocast_library = torch.library.Library(NAMESPACE, "IMPL")
+
+
+def autocast_dtype(features: Tensor) -> torch.dtype:
+    """The dtype in which features are sampled here: autocast's where it is on, else their own."""
+    device_type = features.device.type
+    if torch.is_autocast_enabled(device_type) and features.dtype != torch.float64:
+        return torch.get_autocast_dtype(device_type)
+    return features.dtype
+
+
+def cast_for_autocast(tensors: tuple[Tensor | None, ...], dtype: torch.dtype) -> list[Tensor | None]:
+    return [None if tensor is None else tensor.to(dtype) for tensor in tensors]
+
+
+def _register(operation_name: str, device_type: str) -> None:
+    operation = getattr(torch.ops.stable_sam_cuda, operation_name)
+
+    def cast_and_sample(
+        features: Tensor,
+        offsets: Tensor,
+        identity: Tensor | None,
+        alpha: Tensor | None,
+        amplitude: Tensor | None,
+        max_offset: float,
+    ) -> Tensor:
+        inputs = cast_for_autocast((features, offsets, identity, alpha, amplitude), autocast_dtype(features))
+        with torch.autocast(device_type, enabled=False):
+            return operation(*inputs, max_offset)
+
+    _autocast_library.impl(operation_name, cast_and_sample, f"Autocast{device_type.upper()}")
+
+
+for variant in ("deformable_sample", "deformable_sample_triton"):
+    for device in ("cpu", "cuda"):
+        _register(variant, device)
