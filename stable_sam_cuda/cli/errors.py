@@ -4,11 +4,15 @@ import functools
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
+import torch
 import typer
 from rich.console import Console
 from rich.text import Text
 
+from stable_sam_cuda.backends import BackendUnavailableError
+
 USAGE_ERROR = 2
+USER_ERRORS = (ValueError, TypeError, OSError, BackendUnavailableError, torch.cuda.OutOfMemoryError)
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -22,15 +26,15 @@ def one_line(error: BaseException) -> str:
 def explain_user_errors(command: Callable[P, R]) -> Callable[P, R]:
     """Decorator of a verb: an error that the input caused becomes one red line and exit code 2.
 
-    ``ValueError``, ``TypeError`` and ``OSError`` are what this package raises for bad arguments, bad files
-    and missing backends. Anything else is a defect of the program and keeps its traceback.
+    ``ValueError``, ``TypeError``, ``OSError`` and ``BackendUnavailableError`` are what this package raises for bad
+    arguments, bad files and missing backends. Anything else is a defect of the program and keeps its traceback.
     """
 
     @functools.wraps(command)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return command(*args, **kwargs)
-        except (ValueError, TypeError, OSError) as error:
+        except USER_ERRORS as error:
             console = Console(stderr=True, soft_wrap=True, highlight=False)
             console.print(Text.assemble(("error: ", "bold red"), one_line(error)))
             raise typer.Exit(USAGE_ERROR) from error

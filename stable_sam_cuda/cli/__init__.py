@@ -1,0 +1,11 @@
+"""The command line ``stable-sam``: one file a verb, one line here for each."""
+
+from stable_sam_cuda.cli.application import app
+from stable_sam_cuda.cli.doctor import doctor
+from stable_sam_cuda.cli.options import PromptCommand
+from stable_sam_cuda.cli.segment import segment
+
+__all__ = ["app"]
+
+app.command(cls=PromptCommand)(segment)
+app.command()(doctor)

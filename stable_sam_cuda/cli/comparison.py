@@ -1,0 +1,81 @@
+"""SAM and Stable-SAM on the same photograph and prompts."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import torch
+from PIL import Image
+from segment_anything.modeling import Sam
+
+from stable_sam_cuda.cli.prompts import ObjectPrompt
+from stable_sam_cuda.sam import StableSamPredictor, plugin_of, stabilize
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Masks of one object, (M, H, W) bool, and the IoU that the model predicts for each, (M,)."""
+
+    masks: np.ndarray
+    scores: np.ndarray
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Predictions of both models, one an object, and milliseconds: ``encoder``, ``sam_decoder``, ``stable_decoder``.
+
+    ``stable`` is None where no plugin was asked for.
+    """
+
+    sam: list[Prediction]
+    stable: list[Prediction] | None
+    milliseconds: dict[str, float]
+
+    @property
+    def best(self) -> list[Prediction]:
+        """Stable-SAM's predictions where there are any, else SAM's."""
+        return self.sam if self.stable is None else self.stable
+
+
+def timed(work: Callable[[], T], device: torch.device) -> tuple[T, float]:
+    """Result of the work and the milliseconds it took, queued work of the device included."""
+    started = time.perf_counter()
+    result = work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return result, round((time.perf_counter() - started) * 1e3, 3)
+
+
+def compare_models(
+    sam: Sam,
+    plugin: str | None,
+    picture: Image.Image,
+    prompts: Sequence[ObjectPrompt],
+    *,
+    backend: str,
+    multimask: bool,
+) -> Comparison:
+    """Encode the picture once, decode it with SAM and then, unless ``plugin`` is None, with Stable-SAM.
+
+    The encoder is SAM's own and frozen, so one embedding serves both. Each stage runs once: on a first call its time
+    includes what a first call costs. ``sam`` is left stabilised.
+    """
+    predictor = StableSamPredictor(sam)
+    milliseconds = {}
+
+    def decode() -> list[Prediction]:
+        predictions = predictor.predict_batch([prompt.arguments() for prompt in prompts], multimask)
+        return [Prediction(masks, scores) for masks, scores, _ in predictions]
+
+    _, milliseconds["encoder"] = timed(lambda: predictor.set_image(np.array(picture)), predictor.device)
+    plain, milliseconds["sam_decoder"] = timed(decode, predictor.device)
+    if plugin is None:
+        return Comparison(plain, None, milliseconds)
+    stabilize(sam, plugin)
+    plugin_of(sam).backend = backend
+    stable, milliseconds["stable_decoder"] = timed(decode, predictor.device)
+    return Comparison(plain, stable, milliseconds)

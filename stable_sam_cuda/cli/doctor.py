@@ -1,0 +1,118 @@
+"""``stable-sam doctor``: what this machine and installation can do, and why not more."""
+
+import json
+import warnings
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from stable_sam_cuda import _extension, backends
+from stable_sam_cuda.cli.machine import build_tools, cuda_devices, machine_facts, package_versions
+from stable_sam_cuda.sam.download import REMOTE_CHECKPOINTS, checkpoint_folder
+from stable_sam_cuda.sam.lite import SHIPPED_CHECKPOINT
+from stable_sam_cuda.sam.plugin_io import shipped_plugins
+
+
+def backend_states() -> dict[str, dict[str, Any]]:
+    """Backend -> whether it is available, and why not."""
+    names = [member for member in backends.Backend if member is not backends.Backend.AUTO]
+    reasons = {member.value: backends.why_unavailable(member) for member in names}
+    return {name: {"available": reason is None, "reason": reason} for name, reason in reasons.items()}
+
+
+def auto_choices() -> dict[str, str | None]:
+    """Device -> the backend that ``auto`` takes for float32 there; None where there is no such device."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", backends.MissingBackendWarning)  # the table says the same
+        return {
+            device: backends.choose("auto", torch.device(device), torch.float32).value if there else None
+            for device, there in {"cpu": True, "cuda": torch.cuda.is_available()}.items()
+        }
+
+
+def weight_states() -> dict[str, dict[str, Any]]:
+    """Base model -> where its weights are looked up, and whether they are there."""
+    paths = {"sam_lite": SHIPPED_CHECKPOINT}
+    paths |= {name: checkpoint_folder() / remote.file_name for name, remote in REMOTE_CHECKPOINTS.items()}
+    return {name: {"path": str(path), "found": path.is_file()} for name, path in paths.items()}
+
+
+def examine() -> dict[str, Any]:
+    """Everything that `doctor` tells, as one JSON-able record."""
+    return {
+        "versions": package_versions(),
+        "machine": machine_facts(),
+        "tools": build_tools(),
+        "cuda_devices": cuda_devices(),
+        "backends": backend_states(),
+        "auto": auto_choices(),
+        "cpu_instruction_set": _extension.cpu_instruction_set(),
+        "build": _extension.build_info(),
+        "weights": weight_states(),
+        "plugins": {name: str(path) for name, path in sorted(shipped_plugins().items())},
+    }
+
+
+def yes_or_no(good: bool, text: str) -> Text:
+    return Text.assemble(("yes  ", "green") if good else ("no   ", "red"), text)
+
+
+def describe_library(facts: dict[str, Any]) -> Text:
+    """One compiled library: what it was built with and for, or why it was not built."""
+    if not facts.get("built"):
+        return yes_or_no(False, str(facts.get("reason", "no reason recorded")))
+    details = {name: value for name, value in facts.items() if name != "built"}
+    listed = (f"{name} {' '.join(value) if isinstance(value, list) else value}" for name, value in details.items())
+    return yes_or_no(True, ", ".join(listed))
+
+
+def tables(record: dict[str, Any]) -> list[Table]:
+    """The record as one table a subject."""
+
+    def table(title: str, rows: dict[str, Any]) -> Table:
+        sheet = Table(
+            title=title, title_justify="left", title_style="bold", show_header=False, box=None, padding=(0, 2)
+        )
+        sheet.add_column(style="cyan", no_wrap=True)
+        sheet.add_column(overflow="fold")
+        for name, value in rows.items():
+            text = value if isinstance(value, Text) else Text(str(value))
+            sheet.add_row(name, Text("not found", "yellow") if value is None else text)
+        return sheet
+
+    devices = {
+        f"cuda:{index}": f"{device['name']}, compute capability {device['capability']}, {device['memory_gib']} GiB"
+        for index, device in enumerate(record["cuda_devices"])
+    }
+    libraries = record["build"].get("libraries", {})
+    built = {name: describe_library(facts) for name, facts in libraries.items()}
+    compiled_by = {name: record["build"][name] for name in ("compiler", "architecture") if name in record["build"]}
+    running = {"CPU kernels run with": record["cpu_instruction_set"] or "none: the library is not loaded"}
+    auto = {f"auto on {name}": choice or "no such device" for name, choice in record["auto"].items()}
+    states = record["backends"].items()
+    return [
+        table("Versions", record["versions"]),
+        table("Machine", record["machine"] | record["tools"] | (devices or {"cuda devices": "torch sees none"})),
+        table("Compiled", (built or {"libraries": "none: built with STABLE_SAM_BUILD=none"}) | compiled_by | running),
+        table("Backends", {n: yes_or_no(s["available"], s["reason"] or "") for n, s in states} | auto),
+        table("Weights", {n: yes_or_no(s["found"], s["path"]) for n, s in record["weights"].items()}),
+        table("Plugins", record["plugins"] or {"plugins": "none is shipped"}),
+    ]
+
+
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object in place of the tables.")] = False,
+) -> None:
+    """Say what this machine and installation can do, and why not more."""
+    record = examine()
+    if as_json:
+        typer.echo(json.dumps(record, indent=2))
+        return
+    console = Console(soft_wrap=False, highlight=False)
+    for sheet in tables(record):
+        console.print(sheet)
+        console.print()

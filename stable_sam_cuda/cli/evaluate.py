@@ -1,0 +1,54 @@
+"""``stable-sam evaluate``: the paper's protocol on pictures with masks."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import track
+
+from stable_sam_cuda.cli.errors import explain_user_errors
+
+
+@explain_user_errors
+def evaluate(
+    data: Annotated[Path, typer.Option(help="An images/ + masks/ folder, or a tree of them.")],
+    out: Annotated[Path, typer.Option(help="Folder for results.json and results.csv.")],
+    model: Annotated[str, typer.Option(help="sam_lite, vit_b, vit_l or vit_h.")] = "sam_lite",
+    checkpoint: Annotated[Path | None, typer.Option(help="A local checkpoint of the model.")] = None,
+    plugin: Annotated[str, typer.Option(help="auto, none, the name or the path of a plugin.")] = "auto",
+    split: Annotated[str | None, typer.Option(help="A split named in the data's splits.json.")] = None,
+    prompts: Annotated[str, typer.Option(help="Prompt kinds, by commas.")] = "gt_box,noisy_box,1_point,3_points",
+    draws: Annotated[int, typer.Option(help="Random prompts a kind, for each object.")] = 20,
+    every: Annotated[int, typer.Option(help="Take every n-th picture only.", min=1)] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of the prompts.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+) -> None:
+    """mIoU, mBIoU and stability ST of a model, by prompt kind and set."""
+    from stable_sam_cuda.evaluation.protocol import evaluate as run_protocol
+    from stable_sam_cuda.evaluation.report import paper_table, write_report
+    from stable_sam_cuda.sam import StableSamPredictor, load_sam, stabilize
+    from stable_sam_cuda.training.dataset import find_masked_images
+
+    sam = load_sam(model, checkpoint=checkpoint, device=device)
+    if plugin != "none":
+        stabilize(sam, plugin)
+    samples = find_masked_images(data, split)[::every]
+    console = Console()
+    kinds = [kind.strip() for kind in prompts.split(",")]
+    results = []
+    predictor = StableSamPredictor(sam)
+    for sample in track(samples, "evaluating", console=console):
+        results += run_protocol(predictor, [sample], kinds, draws=draws, seed=seed)
+    description = {
+        "model": model,
+        "checkpoint": str(checkpoint) if checkpoint else None,
+        "plugin": plugin,
+        "split": split,
+        "draws": draws,
+        "every": every,
+        "seed": seed,
+        "pictures": len(samples),
+    }
+    write_report(results, out, description)
+    console.print(paper_table(results, f"{model}, plugin {plugin}, {draws} draws"))
