@@ -1,0 +1,52 @@
+"""The offset network of deformable sampling (Stable-SAM, figure 3b)."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from stable_sam_cuda.modules.validation import require_integer
+
+NORM_EPSILON = 1e-6
+
+
+class OffsetNetwork(nn.Module):
+    """Predicts where every location of the image features is sampled.
+
+    ``x* = Conv1x1(x)``; ``raw = Conv1x1(GELU(LayerNorm(DWConv(x*))))`` with the norm over the channels of each
+    location (figure 3b of the paper). At initialisation ``x* = x`` and the raw offsets are zero.
+
+    Args:
+        channels: channels C of the image features.
+        kernel_size: side of the depthwise convolution's kernel, odd.
+    """
+
+    def __init__(self, channels: int, kernel_size: int = 5) -> None:
+        super().__init__()
+        require_integer("channels", channels, 1)
+        if require_integer("kernel_size", kernel_size, 1) % 2 == 0:
+            raise ValueError(f"kernel_size: expected an odd number, so that the map keeps its size, got {kernel_size}")
+        self.projection = nn.Conv2d(channels, channels, 1)
+        self.depthwise = nn.Conv2d(channels, channels, kernel_size, padding=kernel_size // 2, groups=channels)
+        self.norm = nn.LayerNorm(channels, eps=NORM_EPSILON)
+        self.pointwise = nn.Conv2d(channels, 2, 1)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Identity projection and zero offsets; the depthwise convolution keeps PyTorch's default."""
+        channels = self.projection.out_channels
+        self.projection.weight.copy_(torch.eye(channels, device=self.projection.weight.device)[:, :, None, None])
+        self.projection.bias.zero_()
+        self.pointwise.weight.zero_()
+        self.pointwise.bias.zero_()
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (B, C, H, W) -> projected features x* (B, C, H, W) and raw offsets (B, 2, H, W).
+
+        Offsets are before tanh; channel 0 is x, channel 1 is y.
+        """
+        projected = self.projection(features)
+        hidden = F.gelu(self.norm(self.depthwise(projected).permute(0, 2, 3, 1)))
+        # As a matrix product the two-channel convolution is several times faster on a CPU.
+        offsets = F.linear(hidden, self.pointwise.weight.flatten(1), self.pointwise.bias)
+        return projected, offsets.permute(0, 3, 1, 2)

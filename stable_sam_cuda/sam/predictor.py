@@ -1,0 +1,243 @@
+"""Masks from prompts on one picture: SamPredictor's interface, for plain and stabilised models of any dtype."""
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from segment_anything import SamPredictor
+from segment_anything.modeling import PromptEncoder, Sam
+from torch import Tensor, nn
+
+from stable_sam_cuda.sam.prompt import Prompt, check_prompt, check_prompt_tensors
+
+PROMPT_KEYS = ("point_coords", "point_labels", "box", "mask_input")
+Prediction = tuple[NDArray[Any], NDArray[np.float32], NDArray[np.float32]]
+
+
+class StableSamPredictor(SamPredictor):
+    """`segment_anything.SamPredictor` that checks its input, takes ragged batches and works in half precision.
+
+    Prompts are encoded and masks upscaled in float32 whatever the model's dtype; scores and logits come back as
+    float32. `get_image_embedding` and `reset_image` are SamPredictor's.
+
+    Args:
+        sam_model: a SAM, stabilised or not.
+    """
+
+    def __init__(self, sam_model: Sam) -> None:
+        if not isinstance(sam_model, Sam):
+            raise TypeError(f"sam_model: expected a segment_anything Sam model, got {type(sam_model).__name__}")
+        super().__init__(sam_model)
+
+    def set_image(self, image: NDArray[np.uint8], image_format: str = "RGB") -> None:
+        """Encode a picture, for which `predict` then gives masks.
+
+        Args:
+            image: (H, W, 3), uint8.
+            image_format: order of the channels, ``"RGB"`` or ``"BGR"``.
+        """
+        if image_format not in ("RGB", "BGR"):
+            raise ValueError(f"image_format: expected 'RGB' or 'BGR', got {image_format!r}")
+        if not isinstance(image, np.ndarray):
+            raise TypeError(f"image: expected a numpy array (H, W, 3) of uint8, got {type(image).__name__}")
+        if image.ndim != 3 or image.shape[2] != 3:
+            advice = " (convert grey or RGBA pictures to RGB)" if image.ndim == 2 or image.shape[-1] in (1, 4) else ""
+            raise ValueError(f"image: expected shape (H, W, 3), got {image.shape}{advice}")
+        if image.dtype != np.uint8:
+            raise TypeError(f"image: expected uint8 values from 0 to 255, got {image.dtype}")
+        if min(image.shape[:2]) == 0 or min(self.transform.get_preprocess_shape(*image.shape[:2], self._side())) == 0:
+            raise ValueError(f"image: expected a picture that keeps a pixel at {self._side()} px, got {image.shape}")
+        super().set_image(image, image_format)
+
+    @torch.no_grad()
+    def set_torch_image(self, transformed_image: Tensor, original_image_size: tuple[int, ...]) -> None:
+        """Encode a picture (1, 3, H, W) of values 0 to 255, already resized by ``transform``.
+
+        Args:
+            original_image_size: (H, W) before that.
+        """
+        shape = tuple(transformed_image.shape)
+        if len(shape) != 4 or shape[:2] != (1, 3) or max(shape[2:]) != self._side():
+            raise ValueError(f"transformed_image: expected (1, 3, H, W) of longer side {self._side()}, got {shape}")
+        self.reset_image()
+        self.original_size = tuple(original_image_size)
+        self.input_size = shape[2:]
+        pixels = self.model.preprocess(transformed_image.to(self.device, torch.float32))
+        self.features = self.model.image_encoder(pixels.to(_dtype(self.model.image_encoder)))
+        self.is_image_set = True
+
+    def predict(
+        self,
+        point_coords: ArrayLike | None = None,
+        point_labels: ArrayLike | None = None,
+        box: ArrayLike | None = None,
+        mask_input: ArrayLike | None = None,
+        multimask_output: bool = True,
+        return_logits: bool = False,
+    ) -> Prediction:
+        """Masks for one prompt, in pixels of the original picture.
+
+        Args:
+            point_coords: (N, 2), x and y.
+            point_labels: (N,), 1 foreground, 0 background.
+            box: (4,), x0, y0, x1, y1; clipped to the picture, with which it must overlap.
+            mask_input: (1, h, w), the logits of an earlier prediction.
+            multimask_output: three masks of different extent, or one.
+            return_logits: mask logits in place of booleans.
+
+        Returns:
+            masks (M, H, W), bool or float32; predicted IoU (M,), float32; low-resolution logits (M, h, w), float32.
+
+        Raises:
+            RuntimeError: no picture is set.
+            TypeError, ValueError: as `check_prompt`.
+        """
+        prompt = dict(zip(PROMPT_KEYS, (point_coords, point_labels, box, mask_input), strict=True))
+        return self._predict([self._check(prompt)], multimask_output, return_logits)[0]
+
+    def predict_batch(
+        self,
+        prompts: Sequence[Mapping[str, ArrayLike | None]],
+        multimask_output: bool = True,
+        return_logits: bool = False,
+        *,
+        batch_size: int = 16,
+    ) -> list[Prediction]:
+        """Masks for many prompts of any kinds on the one picture, as `predict` would give them one by one.
+
+        Prompts of one kind (as many points, box or not, mask or not) are decoded together: SAM has no padding that
+        leaves the result unchanged.
+
+        Args:
+            prompts: each with some of the keys point_coords, point_labels, box and mask_input, as in `predict`.
+            batch_size: most prompts decoded at a time, which bounds the memory.
+
+        Returns:
+            One tuple a prompt, in the order of ``prompts``.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
+        checked = []
+        for index, prompt in enumerate(prompts):
+            try:
+                checked.append(self._check(prompt))
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"prompts[{index}]: {error}") from error
+        groups: dict[tuple[int, bool, bool], list[int]] = {}
+        for index, prompt in enumerate(checked):
+            groups.setdefault(prompt.kind, []).append(index)
+        predictions: dict[int, Prediction] = {}
+        for indices in groups.values():
+            for start in range(0, len(indices), batch_size):
+                chunk = indices[start : start + batch_size]
+                results = self._predict([checked[index] for index in chunk], multimask_output, return_logits)
+                predictions.update(zip(chunk, results, strict=True))
+        return [predictions[index] for index in range(len(checked))]
+
+    @torch.no_grad()
+    def predict_torch(
+        self,
+        point_coords: Tensor | None,
+        point_labels: Tensor | None,
+        boxes: Tensor | None = None,
+        mask_input: Tensor | None = None,
+        multimask_output: bool = True,
+        return_logits: bool = False,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Masks for a batch of prompts of one kind, already in the frame of the resized picture.
+
+        Args:
+            point_coords: (B, N, 2). point_labels: (B, N), 1, 0, or -1 for SAM's padding point.
+            boxes: (B, 4). mask_input: (B, 1, h, w).
+
+        Returns:
+            masks (B, M, H, W), bool or float32; predicted IoU (B, M), float32; low-resolution logits (B, M, h, w),
+            float32.
+
+        Raises:
+            RuntimeError: no picture is set.
+            ValueError: no prompt, a wrong shape, NaN or infinity.
+        """
+        self._require_image()
+        mask_size = self.model.prompt_encoder.mask_input_size
+        check_prompt_tensors(point_coords, point_labels, boxes, mask_input, mask_size=mask_size)
+        logits, scores = self._decode(point_coords, point_labels, boxes, mask_input, multimask_output)
+        return self._upscale(logits, return_logits), scores, logits
+
+    @torch.no_grad()
+    def _predict(self, prompts: list[Prompt], multimask_output: bool, return_logits: bool) -> list[Prediction]:
+        """Predictions for checked prompts of one kind."""
+        points, labels, boxes, masks = (
+            None if getattr(prompts[0], name) is None else np.stack([getattr(prompt, name) for prompt in prompts])
+            for name in ("points", "labels", "box", "mask")
+        )
+        if points is not None:
+            points = torch.as_tensor(self.transform.apply_coords(points, self.original_size))
+        if boxes is not None:
+            boxes = torch.as_tensor(self.transform.apply_boxes(boxes, self.original_size))
+        labels, masks = (None if array is None else torch.as_tensor(array) for array in (labels, masks))
+        logits, scores = self._decode(points, labels, boxes, masks, multimask_output)
+        return [
+            # One at a time: at the original size the masks of a whole batch may not fit into memory.
+            (self._upscale(one[None], return_logits)[0].cpu().numpy(), score.cpu().numpy(), one.cpu().numpy())
+            for one, score in zip(logits, scores, strict=True)
+        ]
+
+    def _decode(
+        self,
+        points: Tensor | None,
+        labels: Tensor | None,
+        boxes: Tensor | None,
+        masks: Tensor | None,
+        multimask_output: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """Low-resolution logits (B, M, h, w) and predicted IoU (B, M), both float32."""
+        points, boxes, masks = (
+            None if tensor is None else tensor.to(self.device, torch.float32) for tensor in (points, boxes, masks)
+        )
+        encoder = _in_float32(self.model.prompt_encoder)
+        sparse, dense = encoder(
+            points=None if points is None else (points, labels.to(self.device, torch.int)), boxes=boxes, masks=masks
+        )
+        dtype = _dtype(self.model.mask_decoder)
+        logits, scores = self.model.mask_decoder(
+            image_embeddings=self.features.to(dtype),
+            image_pe=encoder.get_dense_pe().to(dtype),
+            sparse_prompt_embeddings=sparse.to(dtype),
+            dense_prompt_embeddings=dense.to(dtype),
+            multimask_output=multimask_output,
+        )
+        return logits.float(), scores.float()
+
+    def _upscale(self, logits: Tensor, return_logits: bool) -> Tensor:
+        masks = self.model.postprocess_masks(logits, self.input_size, self.original_size)
+        return masks if return_logits else masks > self.model.mask_threshold
+
+    def _check(self, prompt: Mapping[str, ArrayLike | None]) -> Prompt:
+        self._require_image()
+        if not isinstance(prompt, Mapping):
+            raise TypeError(f"prompt: expected a mapping of {', '.join(PROMPT_KEYS)}, got {type(prompt).__name__}")
+        if unknown := sorted(set(prompt) - set(PROMPT_KEYS)):
+            raise ValueError(f"prompt: expected the keys {', '.join(PROMPT_KEYS)}, got {', '.join(unknown)}")
+        arguments = (prompt.get(key) for key in PROMPT_KEYS)
+        mask_size = self.model.prompt_encoder.mask_input_size
+        return check_prompt(*arguments, image_size=self.original_size, mask_size=mask_size)
+
+    def _require_image(self) -> None:
+        if not self.is_image_set:
+            raise RuntimeError("no picture is set: call set_image before asking for masks")
+
+    def _side(self) -> int:
+        return self.model.image_encoder.img_size
+
+
+def _dtype(module: nn.Module) -> torch.dtype:
+    return next(module.parameters()).dtype
+
+
+def _in_float32(encoder: PromptEncoder) -> PromptEncoder:
+    """``encoder`` itself where it is in float32: half precision cannot hold a coordinate in a picture of 1024 px."""
+    return encoder if _dtype(encoder) == torch.float32 else deepcopy(encoder).float()
