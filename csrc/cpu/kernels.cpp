@@ -2,6 +2,7 @@
 // with STABLE_SAM_INSTRUCTION_SET naming it.
 #include <type_traits>
 
+#include "sample_backward.h"
 #include "sample_forward.h"
 
 namespace stable_sam {
@@ -11,15 +12,18 @@ namespace stable_sam {
 
 namespace STABLE_SAM_INSTRUCTION_SET {
 
-// In the order of ElementType: float, double, half, bfloat16.
+#define STABLE_SAM_FOR_EACH_TYPE(kernel) {kernel<float>, kernel<double>, kernel<Half>, kernel<BFloat16>}
+
+// Within a line in the order of ElementType.
 extern const Kernels kKernels;
 const Kernels kKernels = {
     STABLE_SAM_NAME(STABLE_SAM_INSTRUCTION_SET),
     {sizeof(PixelSample<float>), sizeof(PixelSample<double>), sizeof(PixelSample<Half>), sizeof(PixelSample<BFloat16>)},
-    {sample_rows<float>, sample_rows<double>, sample_rows<Half>, sample_rows<BFloat16>},
-    {},
-    {},
-    {},
+    STABLE_SAM_FOR_EACH_TYPE(sample_rows),
+    STABLE_SAM_FOR_EACH_TYPE(locate_rows),
+    STABLE_SAM_FOR_EACH_TYPE(gather_rows),
+    STABLE_SAM_FOR_EACH_TYPE(finish_rows),
+    STABLE_SAM_FOR_EACH_TYPE(reduce_alpha),
 };
 
 }  // namespace STABLE_SAM_INSTRUCTION_SET

@@ -45,7 +45,7 @@ struct BackwardCall {
   bool sums_identity() const { return grad_identity && inputs.shape.identity_batch_stride == 0; }
 };
 
-// A kernel handles the rows [first, last) of B * H, or of H where it says so.
+// A kernel handles [first, last) of the B * H rows, or of what it says it counts.
 using ForwardKernel = void (*)(const ForwardCall&, int64_t first, int64_t last);
 using BackwardKernel = void (*)(const BackwardCall&, int64_t first, int64_t last);
 
@@ -56,6 +56,7 @@ struct Kernels {
   BackwardKernel locate[4];
   BackwardKernel gather[4];
   BackwardKernel finish[4];
+  BackwardKernel reduce[4];
 };
 
 // The table for the best instruction set this processor has.
