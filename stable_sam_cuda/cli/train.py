@@ -60,10 +60,9 @@ def train(
 
         plugin = None
         if method == "stable":
-            channels = sam.mask_decoder.transformer_dim
-            plugin = DeformableSampler(
-                channels, token_channels=channels, router_hidden=router_hidden, max_offset=max_offset, amplitude=amplitude
-            )  # fmt: skip
+            width = sam.mask_decoder.transformer_dim
+            sizes = {"token_channels": width, "router_hidden": router_hidden}
+            plugin = DeformableSampler(width, **sizes, max_offset=max_offset, amplitude=amplitude)
         parameters = install_method(sam, method, plugin)
         options = TrainingOptions(
             epochs, images, objects, lr, mix=ROBUST if robust else GOOD_BOX_ONLY, seed=seed

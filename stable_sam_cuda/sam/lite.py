@@ -20,9 +20,25 @@ SHIPPED_CHECKPOINT = Path(__file__).parents[1] / "weights" / "sam_lite.safetenso
 
 # One row a stage: (repeats, kernel, stride, expansion, channels out).
 LITE_STAGES = {
-    "lite0": [(1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80), (3, 5, 1, 6, 112), (4, 5, 2, 6, 192), (1, 3, 1, 6, 320)],
-    "lite1": [(1, 3, 1, 1, 16), (3, 3, 2, 6, 24), (3, 5, 2, 6, 40), (4, 3, 2, 6, 80), (4, 5, 1, 6, 112), (5, 5, 2, 6, 192), (1, 3, 1, 6, 320)],
-}  # fmt: skip
+    "lite0": [
+        (1, 3, 1, 1, 16),
+        (2, 3, 2, 6, 24),
+        (2, 5, 2, 6, 40),
+        (3, 3, 2, 6, 80),
+        (3, 5, 1, 6, 112),
+        (4, 5, 2, 6, 192),
+        (1, 3, 1, 6, 320),
+    ],
+    "lite1": [
+        (1, 3, 1, 1, 16),
+        (3, 3, 2, 6, 24),
+        (3, 5, 2, 6, 40),
+        (4, 3, 2, 6, 80),
+        (4, 5, 1, 6, 112),
+        (5, 5, 2, 6, 192),
+        (1, 3, 1, 6, 320),
+    ],
+}
 STEM_CHANNELS = 32
 PYRAMID_STAGES = {4: 1, 8: 2, 16: 4, 32: 6}  # stride -> the last stage working at it
 
@@ -164,7 +180,7 @@ def build_sam_lite(checkpoint: str | Path | None = None) -> Sam:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            state = {key: file.get_tensor(key).float() for key in file.keys()}
+            state = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118 (not a dict)
     except SafetensorError as error:
         raise ValueError(f"checkpoint: expected a sam_lite .safetensors file, got {path}: {error}") from error
     if metadata.get("model") != "sam_lite" or metadata.get("variant") not in LITE_STAGES:

@@ -1,6 +1,5 @@
-"""Weights on disk: written whole or not at all."""
+"""Weights of ``sam_lite`` on disk: written whole or not at all."""
 
-import os
 from pathlib import Path
 
 import torch
@@ -8,24 +7,19 @@ from safetensors.torch import load_file, save
 from segment_anything.modeling import Sam
 from torch import nn
 
+from stable_sam_cuda.sam.atomic_file import atomic_write
 
-def save_atomically(path: Path, content: bytes) -> None:
-    """Write beside ``path``, then rename: a reader, or a kill, never meets half a file."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+
+def save_bytes(path: Path, content: bytes) -> None:
+    """Write ``content`` to ``path``; a reader, or a kill, never meets half a file."""
+    with atomic_write(path) as file:
+        file.write(content)
 
 
 def save_weights(model: nn.Module, path: Path, dtype: torch.dtype = torch.float32, **metadata: str) -> None:
     """A ``sam_lite``'s weights as safetensors, with the metadata that ``build_sam_lite`` reads."""
     state = {key: value.detach().to(dtype).contiguous() for key, value in model.state_dict().items()}
-    save_atomically(path, save(state, metadata={"model": "sam_lite", **metadata}))
+    save_bytes(path, save(state, metadata={"model": "sam_lite", **metadata}))
 
 
 def load_weights(sam: Sam, path: Path) -> None:

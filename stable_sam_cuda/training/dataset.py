@@ -4,6 +4,7 @@ A mask is one 8-bit channel: 0 background, 255 the object of a binary set, or 1.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,7 +91,10 @@ def crop_square(
     interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
     # Resize only the part that is seen.
     top, left = int(y / scale), int(x / scale)
-    bottom, right = min(ids.shape[0], int(np.ceil((y + size) / scale))), min(ids.shape[1], int(np.ceil((x + size) / scale)))
+    bottom, right = (
+        min(ids.shape[0], int(np.ceil((y + size) / scale))),
+        min(ids.shape[1], int(np.ceil((x + size) / scale))),
+    )
     seen = (max(1, min(size, width - x)), max(1, min(size, height - y)))
     image_part = cv2.resize(image[top:bottom, left:right], seen, interpolation=interpolation)
     ids_part = cv2.resize(ids[top:bottom, left:right], seen, interpolation=cv2.INTER_NEAREST)
@@ -99,3 +103,20 @@ def crop_square(
     framed_image[: seen[1], : seen[0]] = image_part
     framed_ids[: seen[1], : seen[0]] = ids_part
     return framed_image, framed_ids
+
+
+def choose_samples(
+    root: Path, split: str | None, exclude: Sequence[str] = (), limit: int | None = None, seed: int = 0
+) -> list[MaskedImage]:
+    """The pictures of a split without the sets in ``exclude``; with ``limit``, so many of them, drawn by ``seed``.
+
+    Raises:
+        ValueError: as `find_masked_images`; or nothing is left.
+    """
+    samples = [sample for sample in find_masked_images(root, split) if sample.set_name not in exclude]
+    if limit is not None and limit < len(samples):
+        picks = np.random.default_rng(seed).choice(len(samples), limit, replace=False)
+        samples = [samples[index] for index in sorted(picks)]
+    if not samples:
+        raise ValueError(f"exclude: nothing is left of {root} without {', '.join(exclude)}")
+    return samples

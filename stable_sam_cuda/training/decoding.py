@@ -21,6 +21,11 @@ class PromptBatch:
     boxes: Tensor | None = None
     masks: Tensor | None = None
 
+    def to(self, device: torch.device) -> "PromptBatch":
+        """The same prompts on another device."""
+        moved = {name: value if value is None else value.to(device) for name, value in vars(self).items()}
+        return PromptBatch(**moved)
+
 
 def decode_prompts(sam: Sam, embeddings: Tensor, prompts: PromptBatch) -> tuple[Tensor, Tensor]:
     """Embeddings (I, C, h, w) and K prompts -> mask logits (K, 4, 4h, 4w), predicted IoU (K, 4).

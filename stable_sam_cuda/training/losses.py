@@ -22,3 +22,34 @@ def mask_overlap(logits: Tensor, targets: Tensor) -> Tensor:
     intersection = (predicted & wanted).sum((-2, -1)).float()
     union = (predicted | wanted).sum((-2, -1)).float()
     return torch.where(union > 0, intersection / union.clamp(min=1), 1.0)
+
+
+def point_sampled_loss(
+    logits: Tensor,
+    targets: Tensor,
+    generator: torch.Generator | None = None,
+    points: int = 112 * 112,
+    oversample: float = 3.0,
+    importance: float = 0.75,
+) -> Tensor:
+    """HQ-SAM's training loss: cross-entropy plus dice at PointRend's points, logits (K, 1, h, w) -> (K,).
+
+    ``oversample * points`` candidates are drawn; the ``importance`` part of the points are those candidates where
+    the logits are least certain, the rest are drawn anew. ``targets`` (K, 1, H, W) may be finer than the logits.
+    """
+    count = len(logits)
+    with torch.no_grad():
+        candidates = torch.rand(count, int(points * oversample), 2, generator=generator).to(logits.device)
+        certainty = _at_points(logits, candidates).abs()
+        uncertain = certainty.topk(int(points * importance), dim=1, largest=False).indices
+        chosen = candidates.gather(1, uncertain[..., None].expand(-1, -1, 2))
+        fresh = torch.rand(count, points - chosen.shape[1], 2, generator=generator).to(logits.device)
+        where = torch.cat([chosen, fresh], dim=1)
+        wanted = _at_points(targets.float(), where)
+    found = _at_points(logits, where)
+    return mask_loss(found[:, None, None], wanted[:, None, None])[:, 0]
+
+
+def _at_points(values: Tensor, where: Tensor) -> Tensor:
+    """Bilinear values (K, P) of (K, 1, h, w) at points (K, P, 2) given as fractions x, y of the frame."""
+    return F.grid_sample(values, where[:, :, None] * 2 - 1, align_corners=False)[:, 0, :, 0]

@@ -22,7 +22,7 @@ from torch import Tensor
 from stable_sam_cuda.sam.lite import new_sam_lite, set_image_size
 from stable_sam_cuda.training.augment import augmented
 from stable_sam_cuda.training.backbone import load_imagenet_weights
-from stable_sam_cuda.training.checkpoint import load_weights, save_atomically, save_weights
+from stable_sam_cuda.training.checkpoint import load_weights, save_bytes, save_weights
 from stable_sam_cuda.training.dataset import MaskedImage, find_masked_images, fit_square, object_masks
 from stable_sam_cuda.training.decoding import PromptBatch, decode_prompts
 from stable_sam_cuda.training.losses import mask_loss, mask_overlap
@@ -204,19 +204,33 @@ def train(args: argparse.Namespace) -> None:
         smooth_loss = loss.item() if smooth_loss is None else 0.98 * smooth_loss + 0.02 * loss.item()
         smooth_overlap = overlap if smooth_overlap is None else 0.98 * smooth_overlap + 0.02 * overlap
         if step % 20 == 0:
-            record = {"step": step, "minutes": round(minutes, 2), "lr": rate, "loss": smooth_loss, "iou": smooth_overlap}
+            record = {
+                "step": step,
+                "minutes": round(minutes, 2),
+                "lr": rate,
+                "loss": smooth_loss,
+                "iou": smooth_overlap,
+            }
             print(json.dumps(record), file=log, flush=True)
             print(json.dumps(record), flush=True)
         if minutes > next_validation:
             next_validation += args.validate_minutes
             save_weights(average.module, args.out / "sam_lite.safetensors", variant=args.variant)
-            record = {"step": step, "minutes": round(minutes, 2), "val": validate(average.module, validation[::2], args.image_size)}
+            record = {
+                "step": step,
+                "minutes": round(minutes, 2),
+                "val": validate(average.module, validation[::2], args.image_size),
+            }
             print(json.dumps(record), file=log, flush=True)
             print(json.dumps(record), flush=True)
     save_weights(average.module, args.out / "sam_lite.safetensors", variant=args.variant)
-    record = {"step": step, "minutes": (time.monotonic() - start) / 60, "val": validate(average.module, validation, args.image_size)}
+    record = {
+        "step": step,
+        "minutes": (time.monotonic() - start) / 60,
+        "val": validate(average.module, validation, args.image_size),
+    }
     print(json.dumps(record), file=log, flush=True)
-    save_atomically(args.out / "run.json", json.dumps({**vars(args), **record}, default=str, indent=2).encode())
+    save_bytes(args.out / "run.json", json.dumps({**vars(args), **record}, default=str, indent=2).encode())
     print(json.dumps(record))
 
 

@@ -1,0 +1,135 @@
+"""The paper's protocol: many random prompts of a kind for each object; overlap with the truth, and stability."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stable_sam_cuda.evaluation.metrics import boundary_iou, mask_iou, stability
+from stable_sam_cuda.sam.predictor import StableSamPredictor
+from stable_sam_cuda.training.dataset import MaskedImage, object_masks
+from stable_sam_cuda.training.rts import draw_prompts
+
+KIND_NAMES = {
+    "gt_box": "gt_box",
+    "noisy_box": "noisy_box",
+    "1_point": "one_point",
+    "3_points": "three_points",
+    "5_points": "five_points",
+    "10_points": "ten_points",
+}
+PROMPTS_A_PASS = 20
+
+
+@dataclass(frozen=True)
+class ObjectResult:
+    """One object, one prompt kind: means over the draws of IoU and boundary IoU, and their stability ST, in [0, 1]."""
+
+    set_name: str
+    picture: str
+    object_index: int
+    area: float  # of the picture
+    kind: str
+    draws: int
+    iou: float
+    boundary_iou: float
+    stability: float
+
+
+@torch.inference_mode()
+def evaluate(
+    predictor: StableSamPredictor,
+    samples: Sequence[MaskedImage],
+    kinds: Sequence[str],
+    *,
+    draws: int = 20,
+    seed: int = 0,
+    progress: Callable[[MaskedImage], None] = lambda sample: None,
+) -> list[ObjectResult]:
+    """Segment every object of ``samples`` with ``draws`` prompts of each kind (the GT box is always the same: one).
+
+    Prompts follow from the seed, the picture's name and the object's index alone, so that every model is asked the
+    same, in whatever order and on however many processes. Masks are compared at the picture's own size.
+
+    Raises:
+        ValueError: a prompt kind is unknown, or there is less than one draw.
+    """
+    for kind in kinds:
+        if kind not in KIND_NAMES:
+            raise ValueError(f"prompts: expected some of {', '.join(KIND_NAMES)}, got {kind!r}")
+    if draws < 1:
+        raise ValueError(f"draws: expected at least 1, got {draws}")
+    results = []
+    for sample in samples:
+        image, ids = sample.load()
+        predictor.set_image(image)
+        for index, mask in enumerate(object_masks(ids)):
+            target = torch.from_numpy(mask)
+            for kind in kinds:
+                count = 1 if kind == "gt_box" else draws
+                predicted = _predict(predictor, target, kind, count, _seed(seed, sample.name, index, kind))
+                overlap, outline = mask_iou(predicted, target), boundary_iou(predicted, target)
+                results.append(
+                    ObjectResult(
+                        sample.set_name, sample.name, index, float(mask.mean()), kind, count,
+                        overlap.mean().item(), outline.mean().item(), stability(predicted).item(),
+                    )
+                )  # fmt: skip
+        progress(sample)
+    return results
+
+
+def _predict(predictor: StableSamPredictor, target: Tensor, kind: str, count: int, seed: int) -> Tensor:
+    """Masks (count, H, W) bool on the CPU, one a prompt."""
+    generator = torch.Generator().manual_seed(seed)
+    masks = target.expand(count, -1, -1)
+    prompts = draw_prompts(KIND_NAMES[kind], masks, torch.zeros(count, dtype=torch.long), generator)
+    size = tuple(target.shape)
+    transform, device = predictor.transform, predictor.device
+    points = None if prompts.points is None else transform.apply_coords_torch(prompts.points, size).to(device)
+    labels = None if prompts.labels is None else prompts.labels.to(device)
+    boxes = None if prompts.boxes is None else transform.apply_boxes_torch(prompts.boxes, size).to(device)
+    parts = []
+    for start in range(0, count, PROMPTS_A_PASS):
+        part = slice(start, start + PROMPTS_A_PASS)
+        found, _, _ = predictor.predict_torch(
+            None if points is None else points[part],
+            None if labels is None else labels[part],
+            None if boxes is None else boxes[part],
+            multimask_output=False,
+        )
+        parts.append(found[:, 0].cpu())
+    return torch.cat(parts)
+
+
+def _seed(*parts: object) -> int:
+    return int.from_bytes(repr(parts).encode(), "big") % (2**61 - 1)
+
+
+def summarize(results: Sequence[ObjectResult]) -> dict[str, dict[str, dict[str, float]]]:
+    """kind -> set -> mIoU, mBIoU and ST in percent; among the sets ``all`` (each picture counts once) and
+    ``sets`` (each set counts once).
+
+    A picture counts by the mean over its objects, a set by the mean over its pictures, as HQ-SAM has it.
+    """
+    summary: dict[str, dict[str, dict[str, float]]] = {}
+    for kind in dict.fromkeys(result.kind for result in results):
+        pictures: dict[str, dict[str, list[ObjectResult]]] = {}
+        for result in results:
+            if result.kind == kind:
+                pictures.setdefault(result.set_name, {}).setdefault(result.picture, []).append(result)
+        by_set = {name: [_means(objects) for objects in found.values()] for name, found in pictures.items()}
+        means = {name: np.mean(values, axis=0) for name, values in by_set.items()}
+        means["sets"] = np.mean(list(means.values()), axis=0)
+        means["all"] = np.mean([value for values in by_set.values() for value in values], axis=0)
+        summary[kind] = {
+            name: dict(zip(("miou", "mbiou", "st"), (100 * values).round(2).tolist(), strict=True))
+            for name, values in means.items()
+        }
+    return summary
+
+
+def _means(objects: Sequence[ObjectResult]) -> np.ndarray:
+    return np.mean([(one.iou, one.boundary_iou, one.stability) for one in objects], axis=0)

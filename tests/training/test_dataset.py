@@ -1,0 +1,103 @@
+"""Finding, reading and framing pictures with masks."""
+
+import json
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+
+from stable_sam_cuda.training.augment import augmented
+from stable_sam_cuda.training.dataset import (
+    choose_samples,
+    crop_square,
+    find_masked_images,
+    fit_square,
+    object_masks,
+)
+
+
+def test_tree_of_sets_is_found_with_names(picture_folder):
+    samples = find_masked_images(picture_folder)
+    assert [sample.name for sample in samples][:5] == [f"ellipses/{i}" for i in range(4)] + ["ovals/0"]
+    assert {sample.set_name for sample in samples} == {"ellipses", "ovals"}
+
+
+def test_one_folder_is_a_set_of_its_own_name(picture_folder):
+    assert [sample.name for sample in find_masked_images(picture_folder / "ovals")] == [f"ovals/{i}" for i in range(4)]
+
+
+def test_split_chooses_and_unknown_split_is_named(picture_folder, tmp_path):
+    root = shutil.copytree(picture_folder, tmp_path / "root")
+    (root / "splits.json").write_text(json.dumps({"val": ["ovals/2"], "broken": ["ovals/9"]}))
+    assert [sample.name for sample in find_masked_images(root, "val")] == ["ovals/2"]
+    with pytest.raises(ValueError, match="split: expected one of"):
+        find_masked_images(root, "holdout")
+    with pytest.raises(ValueError, match="the first is ovals/9"):
+        find_masked_images(root, "broken")
+
+
+def test_limit_is_reproducible_and_exclude_leaves_sets_out(picture_folder):
+    first, second = (choose_samples(picture_folder, None, limit=3, seed=1) for _ in range(2))
+    assert first == second
+    assert len(first) == 3
+    assert {sample.set_name for sample in choose_samples(picture_folder, None, ["ovals"])} == {"ellipses"}
+    with pytest.raises(ValueError, match="exclude"):
+        choose_samples(picture_folder, None, ["ovals", "ellipses"])
+
+
+def test_empty_folder_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match=r"data: expected images/ and masks/"):
+        find_masked_images(tmp_path)
+
+
+def test_mask_of_another_size_or_unreadable_is_named(picture_folder, tmp_path):
+    root = shutil.copytree(picture_folder / "ovals", tmp_path / "ovals")
+    cv2.imwrite(str(root / "masks" / "0.png"), np.zeros((3, 3), np.uint8))
+    (root / "images" / "1.png").write_bytes(b"no picture")
+    samples = find_masked_images(root)
+    with pytest.raises(ValueError, match="ovals/0: picture has size"):
+        samples[0].load()
+    with pytest.raises(ValueError, match="ovals/1: cannot read"):
+        samples[1].load()
+
+
+def test_objects_come_by_id_and_small_ones_can_be_left_out():
+    ids = np.zeros((6, 6), np.uint8)
+    ids[:2, :2], ids[5, 5], ids[3:5, :] = 1, 7, 255
+    assert [mask.sum() for mask in object_masks(ids)] == [4, 1, 12]
+    assert [mask.sum() for mask in object_masks(ids, 4)] == [4, 12]
+
+
+@pytest.mark.parametrize("shape", [(60, 100), (100, 60), (20, 30), (300, 301)], ids=str)
+def test_frame_fits_the_longest_side_and_pads_with_nothing(shape):
+    ids = np.full(shape, 3, np.uint8)
+    image, framed = fit_square(np.full((*shape, 3), 200, np.uint8), ids, 128)
+    height, width = (round(side * 128 / max(shape)) for side in shape)
+    assert (framed[:height, :width] == 3).all()
+    assert framed.sum() == 3 * height * width
+    assert (image[:height, :width] == 200).all()
+    assert image.sum() == 600 * height * width
+
+
+def test_window_shows_the_scaled_picture_at_its_place():
+    rng = np.random.default_rng(0)
+    ids = cv2.resize(rng.integers(0, 5, (8, 10), dtype=np.uint8), (100, 80), interpolation=cv2.INTER_NEAREST)
+    image = np.repeat(ids[..., None] * 40, 3, 2).astype(np.uint8)
+    _, window = crop_square(image, ids, 50, 2.0, (60, 90))
+    whole = cv2.resize(ids, (200, 160), interpolation=cv2.INTER_NEAREST)
+    assert (window == whole[60:110, 90:140]).all()
+
+
+def test_augmentation_is_reproducible_and_keeps_picture_and_mask_together():
+    image, ids = np.zeros((90, 70, 3), np.uint8), np.zeros((90, 70), np.uint8)
+    ids[20:60, 10:50] = 1
+    image[ids == 1] = 250
+    for seed in range(20):
+        window, window_ids = augmented(image, ids, 64, np.random.default_rng(seed))
+        again, _ = augmented(image, ids, 64, np.random.default_rng(seed))
+        assert (window == again).all()
+        assert window_ids.any()
+        bright = window.mean(2) > (int(window.max()) + int(window.min())) / 2
+        union = (bright | (window_ids == 1)).sum()
+        assert (bright & (window_ids == 1)).sum() / union > 0.85

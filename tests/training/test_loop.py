@@ -1,0 +1,166 @@
+"""Training: it learns, resumes bit for bit, and is the same on two processes as on one."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from stable_sam_cuda.modules import DeformableSampler
+from stable_sam_cuda.training.dataset import find_masked_images
+from stable_sam_cuda.training.embeddings import EmbeddingCache
+from stable_sam_cuda.training.loop import PluginTrainer, TrainingOptions
+from stable_sam_cuda.training.methods import METHODS, install_method
+from stable_sam_cuda.training.rts import ROBUST, draw_kind
+
+WORKER = """
+import sys, torch
+from pathlib import Path
+from torch import distributed
+sys.path.insert(0, {tests!r})
+from stable_sam_cuda.sam.lite import new_sam_lite
+from stable_sam_cuda.training.dataset import find_masked_images
+from stable_sam_cuda.training.embeddings import EmbeddingCache
+from stable_sam_cuda.training.loop import PluginTrainer, TrainingOptions
+from stable_sam_cuda.training.methods import install_method
+torch.set_num_threads(1)
+torch.manual_seed(0)
+sam = new_sam_lite("lite0", 64)
+samples = find_masked_images(Path({data!r}))
+cache = EmbeddingCache(Path({cache!r}), sam, samples)
+cache.fill()
+parameters = install_method(sam, "stable")
+if {processes} > 1:
+    distributed.init_process_group(
+        "gloo", init_method="file://{out}.store", rank=int(sys.argv[1]), world_size={processes}
+    )
+options = TrainingOptions(epochs=2, images=4, checkpoint_every=1)
+trainer = PluginTrainer(sam, parameters, cache, Path({out!r}), options)
+trainer.resume()
+trainer.run(lambda record: print(record["step"], record["loss"], record["iou"], flush=True))
+if trainer.rank == 0:
+    torch.save(dict((name, value.detach()) for name, value in parameters.items()), {out!r} + "/final.pt")
+"""
+
+
+def start_worker(data, cache, out, processes=1, rank=0):
+    script = WORKER.format(tests=os.getcwd(), data=str(data), cache=str(cache), out=str(out), processes=processes)
+    command = [sys.executable, "-c", script, str(rank)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def finished(worker):
+    output, _ = worker.communicate(timeout=300)
+    assert worker.returncode == 0
+    return output
+
+
+@pytest.fixture(scope="module")
+def reference_run(picture_folder, tmp_path_factory):
+    """Folder and output of an uninterrupted run."""
+    folder = tmp_path_factory.mktemp("reference")
+    return folder, finished(start_worker(picture_folder, folder / "cache", folder / "run"))
+
+
+def trainer_for(sam, method, picture_folder, tmp_path, **options):
+    cache = EmbeddingCache(tmp_path / "cache", sam, find_masked_images(picture_folder))
+    cache.fill()
+    parameters = install_method(sam, method)
+    return PluginTrainer(sam, parameters, cache, tmp_path / "run", TrainingOptions(**options))
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_only_the_methods_own_parameters_change(method, small_sam, picture_folder, tmp_path):
+    if method == "lora":
+        pytest.importorskip("peft")
+    trainer = trainer_for(small_sam, method, picture_folder, tmp_path, epochs=2)
+    before = {name: value.detach().clone() for name, value in small_sam.named_parameters()}
+    trainer.run()
+    changed = {name for name, value in small_sam.named_parameters() if not torch.equal(value, before[name])}
+    assert changed
+    assert changed <= set(trainer.parameters)
+    if method == "stable":
+        assert all(".plugin." in name for name in changed)
+
+
+def test_loss_falls(small_sam, picture_folder, tmp_path):
+    trainer = trainer_for(small_sam, "dt", picture_folder, tmp_path, epochs=12)
+    losses = []
+    trainer.run(lambda record: losses.append(record["loss"]))
+    assert sum(losses[-6:]) < 0.8 * sum(losses[:6])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("steps_before_the_kill", [1, 3])
+def test_killed_and_resumed_run_ends_with_the_same_bits(steps_before_the_kill, reference_run, picture_folder, tmp_path):
+    folder, _ = reference_run
+    worker = start_worker(picture_folder, folder / "cache", tmp_path / "run")
+    for _ in range(steps_before_the_kill):
+        worker.stdout.readline()
+    worker.send_signal(signal.SIGKILL)
+    worker.wait()
+    finished(start_worker(picture_folder, folder / "cache", tmp_path / "run"))
+    expected = torch.load(folder / "run" / "final.pt", weights_only=True)
+    found = torch.load(tmp_path / "run" / "final.pt", weights_only=True)
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(reference_run, picture_folder, tmp_path):
+    folder, output = reference_run
+    workers = [start_worker(picture_folder, folder / "cache", tmp_path / "run", 2, rank) for rank in range(2)]
+    outputs = [finished(worker) for worker in workers]
+    assert outputs[0] == outputs[1]
+    expected = [[float(word) for word in line.split()] for line in output.splitlines()]
+    found = [[float(word) for word in line.split()] for line in outputs[0].splitlines()]
+    torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=1e-4, atol=1e-5)
+    one = torch.load(folder / "run" / "final.pt", weights_only=True)
+    two = torch.load(tmp_path / "run" / "final.pt", weights_only=True)
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=2e-4)
+
+
+def test_gradients_do_not_depend_on_the_number_of_pictures_accumulated_at_once(small_sam, picture_folder, tmp_path):
+    """The first step's gradient is the mean over objects, whichever process computed which picture's part."""
+    trainer = trainer_for(small_sam, "stable", picture_folder, tmp_path, images=4)
+    whole = _first_gradient(trainer)
+    parts = [_gradient_of(trainer, picture) for picture in trainer._pictures()]
+    objects = sum(count for count, _ in parts)
+    for name in whole:
+        summed = sum(gradients[name] for _, gradients in parts) / objects
+        torch.testing.assert_close(whole[name], summed, rtol=1e-4, atol=1e-7)
+
+
+def _first_gradient(trainer):
+    trainer.optimizer.step = lambda: None
+    trainer._train_step()
+    return {name: parameter.grad.clone() for name, parameter in trainer.parameters.items()}
+
+
+def _gradient_of(trainer, picture):
+    from stable_sam_cuda.training.loop import _mixed
+
+    trainer.optimizer.zero_grad(set_to_none=False)
+    seed = trainer.options.seed
+    kind = draw_kind(ROBUST, torch.Generator().manual_seed(_mixed(seed, trainer.step)))
+    own = torch.Generator().manual_seed(_mixed(seed, trainer.step, picture))
+    totals = trainer._accumulate(picture, kind, own)
+    return totals[0], {name: parameter.grad.clone() for name, parameter in trainer.parameters.items()}
+
+
+def test_resuming_with_other_options_is_refused(small_sam, picture_folder, tmp_path):
+    trainer = trainer_for(small_sam, "pt", picture_folder, tmp_path)
+    trainer.run()
+    trainer.options = TrainingOptions(lr=0.5)
+    with pytest.raises(ValueError, match="out: expected the options"):
+        trainer.resume()
+
+
+def test_plugin_for_a_baseline_and_unknown_method_are_refused(small_sam):
+    with pytest.raises(ValueError, match="method: expected one of"):
+        install_method(small_sam, "prayer")
+    with pytest.raises(ValueError, match="plugin: expected None"):
+        install_method(small_sam, "pt", DeformableSampler(256))
