@@ -8,8 +8,6 @@ import numpy as np
 import torch
 import typer
 from PIL import Image
-from rich.console import Console
-from rich.table import Table
 
 from stable_sam_cuda import backends
 from stable_sam_cuda.cli.comparison import Comparison, Prediction, compare_models, timed
@@ -66,16 +64,12 @@ def write_masks(outputs: Outputs, stem: str, comparison: Comparison, prompts: Se
 
 
 def print_summary(record: dict[str, Any], directory: Path) -> None:
-    table = Table(box=None, pad_edge=False)
-    for heading in ("mask", "predicted IoU", "pixels"):
-        table.add_column(heading, justify="left" if heading == "mask" else "right")
+    """Plain lines, one a file, so that a path is never broken."""
     for mask in (mask for entry in record["objects"] for mask in entry["masks"]):
-        table.add_row(str(directory / mask["file"]), f"{mask['score']:.3f}", f"{mask['pixels']:,}")
-    console = Console(soft_wrap=True, highlight=False)
-    console.print(table)
-    console.print(f"overlay: {directory / record['overlay']}")
+        typer.echo(f"mask: {directory / mask['file']}  predicted IoU {mask['score']:.3f}, {mask['pixels']:,} pixels")
+    typer.echo(f"overlay: {directory / record['overlay']}")
     timings = ", ".join(f"{name.replace('_', ' ')} {value:.0f} ms" for name, value in record["timings_ms"].items())
-    console.print(f"{record['model']} on {record['device']}, backend {record['backend']}: {timings}")
+    typer.echo(f"{record['model']} on {record['device']}, backend {record['backend']}: {timings}")
 
 
 @explain_user_errors
