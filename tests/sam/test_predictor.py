@@ -1,0 +1,280 @@
+import copy
+
+import numpy as np
+import pytest
+import torch
+from segment_anything import SamAutomaticMaskGenerator, SamPredictor
+
+from stable_sam_cuda.sam import StableSamPredictor, plugin_of, stabilize
+
+BOX = np.array([20, 15, 80, 75])
+POINT = {"point_coords": np.array([[50, 45]]), "point_labels": np.array([1])}
+MASK_SIZE = (1, 32, 32)
+
+
+@pytest.fixture
+def predictor(sam, picture):
+    predictor = StableSamPredictor(sam)
+    predictor.set_image(picture)
+    return predictor
+
+
+def mask_prompt():
+    return np.random.default_rng(0).standard_normal(MASK_SIZE).astype(np.float32)
+
+
+PROMPTS = {
+    "point": POINT,
+    "two-points": {"point_coords": [[50, 45], [5.5, 5]], "point_labels": [1, 0]},
+    "box": {"box": BOX},
+    "box-and-point": {"box": BOX.tolist(), **POINT},
+    "mask": {"mask_input": mask_prompt()},
+    "everything": {"box": BOX, **POINT, "mask_input": mask_prompt()},
+}
+
+
+@pytest.mark.parametrize("prompt", PROMPTS.values(), ids=PROMPTS.keys())
+@pytest.mark.parametrize("image_format", ["RGB", "BGR"])
+def test_float32_results_are_sam_predictors(sam, picture, prompt, image_format):
+    as_arrays = {name: np.asarray(value) for name, value in prompt.items()}
+    ours, theirs = StableSamPredictor(sam), SamPredictor(sam)
+    for predictor in (ours, theirs):
+        predictor.set_image(picture, image_format)
+    assert torch.equal(ours.get_image_embedding(), theirs.get_image_embedding())
+    for return_logits in (False, True):
+        found = ours.predict(**prompt, return_logits=return_logits)
+        expected = theirs.predict(**as_arrays, return_logits=return_logits)
+        for one, other in zip(found, expected, strict=True):
+            assert one.dtype == other.dtype
+            np.testing.assert_array_equal(one, other)
+
+
+def test_predict_torch_is_sam_predictors(sam, picture):
+    ours, theirs = StableSamPredictor(sam), SamPredictor(sam)
+    points, labels = torch.rand(3, 2, 2) * 90, torch.tensor([[1, 0], [1, 1], [1, -1]])
+    boxes = torch.tensor([[10.0, 10, 50, 60], [20, 5, 90, 80], [0, 0, 30, 30]])
+    for predictor in (ours, theirs):
+        predictor.set_image(picture)
+    for one, other in zip(
+        ours.predict_torch(points, labels, boxes), theirs.predict_torch(points, labels, boxes), strict=True
+    ):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 16])
+def test_a_ragged_batch_is_its_prompts_one_by_one(predictor, batch_size):
+    prompts = [*PROMPTS.values(), {"box": BOX + 7}, {"point_coords": [[9, 9]], "point_labels": [0]}, {"box": BOX - 5}]
+    results = predictor.predict_batch(prompts, return_logits=True, batch_size=batch_size)
+    assert len(results) == len(prompts)
+    for prompt, result in zip(prompts, results, strict=True):
+        for one, other in zip(result, predictor.predict(**prompt, return_logits=True), strict=True):
+            assert one.dtype == np.float32
+            np.testing.assert_allclose(one, other, rtol=0, atol=1e-5)
+
+
+def test_batches_pass_the_output_options_on(predictor):
+    (masks, scores, low), *_ = predictor.predict_batch([{"box": BOX}], multimask_output=False)
+    assert (masks.shape, scores.shape, low.shape) == ((1, 90, 120), (1,), (1, 32, 32))
+    assert masks.dtype == bool
+    assert predictor.predict_batch([]) == []
+
+
+@pytest.mark.parametrize("conversion", ["whole-model", "load_sam"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision_gives_float32_masks_near_the_full_ones(sam, picture, perturb, dtype, conversion):
+    stabilize(sam)
+    perturb(plugin_of(sam), scale=0.02)
+    half = copy.deepcopy(sam)
+    if conversion == "whole-model":
+        half.to(dtype)
+    else:
+        half.image_encoder.to(dtype)
+        half.mask_decoder.to(dtype)
+    results = []
+    for model in (sam, half):
+        predictor = StableSamPredictor(model)
+        predictor.set_image(picture)
+        results.append(predictor.predict(box=BOX, **POINT, return_logits=True))
+    for full, found in zip(*results, strict=True):
+        assert found.dtype == np.float32
+        assert np.isfinite(found).all()
+        # A dozen layers, each of which rounds to the dtype.
+        assert np.abs(found - full).mean() < 8 * torch.finfo(dtype).eps * np.abs(full).mean()
+    assert half.prompt_encoder.no_mask_embed.weight.dtype == (dtype if conversion == "whole-model" else torch.float32)
+
+
+def test_serves_the_automatic_mask_generator(sam, picture):
+    generator = SamAutomaticMaskGenerator(sam, points_per_side=2, pred_iou_thresh=-100, stability_score_thresh=0)
+    expected = generator.generate(picture)
+    generator.predictor = StableSamPredictor(sam)
+    found = generator.generate(picture)
+    assert [mask["bbox"] for mask in found] == [mask["bbox"] for mask in expected]
+    assert len(found) > 0
+
+
+def test_a_box_beyond_the_picture_is_clipped_to_it(predictor):
+    found = predictor.predict(box=[-30, 10, 150, 200], return_logits=True)
+    expected = predictor.predict(box=[0, 10, 120, 90], return_logits=True)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_results_do_not_follow_later_pictures(predictor, picture):
+    expected = predictor.predict(box=BOX, return_logits=True)[0]
+    copy_of_it = expected.copy()
+    predictor.set_image(picture[::-1].copy())
+    predictor.predict(box=BOX)
+    np.testing.assert_array_equal(expected, copy_of_it)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "error", "message"),
+    [
+        ({}, ValueError, "prompt: expected at least one of point_coords, box and mask_input, got an empty prompt"),
+        ({"point_coords": np.zeros((0, 2)), "point_labels": []}, ValueError, "got an empty prompt"),
+        ({"point_coords": [[1, 2]]}, ValueError, "point_labels: expected with point_coords, got None"),
+        ({"point_labels": [1], "box": BOX}, ValueError, "point_coords: expected with point_labels, got None"),
+        (
+            {"point_coords": [1, 2], "point_labels": [1]},
+            ValueError,
+            r"point_coords: expected shape \(N, 2\), got \(2,\)",
+        ),
+        (
+            {"point_coords": [[1, 2]], "point_labels": [1, 0]},
+            ValueError,
+            r"point_labels: expected shape \(1,\), .* \(2,\)",
+        ),
+        ({"point_coords": [[1, 2]], "point_labels": [2]}, ValueError, r"point_labels: expected 1 .* got \[2\.0\]"),
+        ({"point_coords": [[1, 2]], "point_labels": [-1]}, ValueError, "point_labels: expected 1"),
+        ({"point_coords": [[1, 2]], "point_labels": [float("nan")]}, ValueError, "point_labels: expected 1"),
+        (
+            {"point_coords": [[1, float("nan")]], "point_labels": [1]},
+            ValueError,
+            "point_coords: expected finite numbers",
+        ),
+        (
+            {"point_coords": [[1, float("inf")]], "point_labels": [1]},
+            ValueError,
+            "point_coords: expected finite numbers",
+        ),
+        ({"point_coords": [[121, 5]], "point_labels": [1]}, ValueError, "points inside the 120 x 90 picture"),
+        ({"point_coords": [[5, -1]], "point_labels": [1]}, ValueError, "points inside the 120 x 90 picture"),
+        ({"point_coords": [["a", "b"]], "point_labels": [1]}, TypeError, "point_coords: expected numbers, got"),
+        (
+            {"point_coords": [[1, 2], [3]], "point_labels": [1, 1]},
+            ValueError,
+            "point_coords: expected a rectangular array",
+        ),
+        ({"box": [1, 2, 3]}, ValueError, r"box: expected shape \(4,\) as x0, y0, x1, y1, got \(3,\)"),
+        ({"box": [1, 2, float("nan"), 9]}, ValueError, "box: expected finite numbers"),
+        ({"box": [1, 2, float("inf"), 9]}, ValueError, "box: expected finite numbers"),
+        ({"box": [10, 2, 10, 9]}, ValueError, "box: expected x0 < x1 and y0 < y1"),
+        ({"box": [10, 9, 20, 2]}, ValueError, "box: expected x0 < x1 and y0 < y1"),
+        ({"box": [120, 2, 130, 9]}, ValueError, "box: expected a box that meets the 120 x 90 picture"),
+        ({"box": [1, -9, 5, 0]}, ValueError, "box: expected a box that meets the 120 x 90 picture"),
+        ({"mask_input": np.zeros((1, 30, 32))}, ValueError, r"mask_input: expected shape \(1, 32, 32\)"),
+        ({"mask_input": np.full(MASK_SIZE, np.nan)}, ValueError, "mask_input: expected finite numbers"),
+    ],
+    ids=lambda value: ",".join(value) + "-" if isinstance(value, dict) else "",
+)
+def test_bad_prompts_are_named_alone_and_in_a_batch(predictor, prompt, error, message):
+    with pytest.raises(error, match=message):
+        predictor.predict(**prompt)
+    with pytest.raises(error, match=rf"prompts\[1\]: .*{message}"):
+        predictor.predict_batch([{"box": BOX}, prompt])
+
+
+@pytest.mark.parametrize(
+    ("prompts", "error", "message"),
+    [
+        ([{"boxes": BOX}], ValueError, r"prompts\[0\]: prompt: expected the keys point_coords, .* got boxes"),
+        ([BOX], TypeError, r"prompts\[0\]: prompt: expected a mapping of .* got ndarray"),
+    ],
+    ids=["key", "type"],
+)
+def test_bad_batches_are_named(predictor, prompts, error, message):
+    with pytest.raises(error, match=message):
+        predictor.predict_batch(prompts)
+    with pytest.raises(ValueError, match="batch_size: expected at least 1, got 0"):
+        predictor.predict_batch([{"box": BOX}], batch_size=0)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({}, "got an empty prompt"),
+        ({"point_coords": torch.zeros(2, 3, 2)}, r"point_labels: expected shape \(2, 3\), got None"),
+        ({"point_labels": torch.ones(2, 3), "boxes": torch.ones(2, 4)}, r"point_coords: expected shape .* got None"),
+        (
+            {"point_coords": torch.zeros(2, 2), "point_labels": torch.ones(2, 1)},
+            r"point_coords: expected shape \(2, 'N', 2\)",
+        ),
+        ({"point_coords": torch.zeros(2, 1, 2), "point_labels": torch.full((2, 1), 2)}, r"point_labels: .* got \[2\]"),
+        (
+            {"point_coords": torch.full((2, 1, 2), torch.nan), "point_labels": torch.ones(2, 1)},
+            "point_coords: expected finite",
+        ),
+        ({"boxes": torch.zeros(4)}, r"boxes: expected shape \(4, 4\), got \(4,\)"),
+        ({"boxes": torch.full((1, 4), torch.inf)}, "boxes: expected finite numbers"),
+        (
+            {"boxes": torch.ones(2, 4), "mask_input": torch.zeros(1, *MASK_SIZE)},
+            r"mask_input: expected shape \(2, 1, 32, 32\)",
+        ),
+    ],
+    ids=["empty", "no-labels", "no-points", "points-2d", "label", "nan-point", "box-1d", "inf-box", "batches"],
+)
+def test_bad_tensors_are_named(predictor, tensors, message):
+    with pytest.raises(ValueError, match=message):
+        predictor.predict_torch(**{"point_coords": None, "point_labels": None} | tensors)
+
+
+@pytest.mark.parametrize(
+    ("image", "error", "message"),
+    [
+        (
+            np.zeros((8, 8), np.uint8),
+            ValueError,
+            r"image: expected shape \(H, W, 3\), got \(8, 8\) \(convert grey or RGBA",
+        ),
+        (np.zeros((8, 8, 4), np.uint8), ValueError, r"got \(8, 8, 4\) \(convert grey or RGBA"),
+        (np.zeros((3, 8, 8), np.uint8), ValueError, r"image: expected shape \(H, W, 3\), got \(3, 8, 8\)"),
+        (np.zeros((8, 8, 3), np.float32), TypeError, "image: expected uint8 values from 0 to 255, got float32"),
+        (np.zeros((0, 8, 3), np.uint8), ValueError, "image: expected a picture that keeps a pixel"),
+        (np.zeros((1, 1000, 3), np.uint8), ValueError, "image: expected a picture that keeps a pixel at 128 px"),
+        (torch.zeros(8, 8, 3), TypeError, "image: expected a numpy array .* got Tensor"),
+    ],
+    ids=["grey", "rgba", "channels-first", "float", "empty", "thread", "tensor"],
+)
+def test_bad_pictures_are_named(sam, image, error, message):
+    predictor = StableSamPredictor(sam)
+    with pytest.raises(error, match=message):
+        predictor.set_image(image)
+    assert not predictor.is_image_set
+
+
+def test_bad_formats_and_shapes_are_named(sam, picture):
+    predictor = StableSamPredictor(sam)
+    with pytest.raises(ValueError, match="image_format: expected 'RGB' or 'BGR', got 'HSV'"):
+        predictor.set_image(picture, "HSV")
+    with pytest.raises(ValueError, match=r"transformed_image: expected \(1, 3, H, W\) of longer side 128, got"):
+        predictor.set_torch_image(torch.zeros(1, 3, 64, 64), (64, 64))
+    with pytest.raises(TypeError, match="sam_model: expected a segment_anything Sam model, got Linear"):
+        StableSamPredictor(torch.nn.Linear(2, 2))
+
+
+def test_masks_before_a_picture_are_refused(sam, picture):
+    predictor = StableSamPredictor(sam)
+    calls = (
+        lambda: predictor.predict(box=BOX),
+        lambda: predictor.predict_batch([{"box": BOX}]),
+        lambda: predictor.predict_torch(None, None, torch.ones(1, 4)),
+        predictor.get_image_embedding,
+    )
+    for call in calls:
+        with pytest.raises(RuntimeError, match="set_image"):
+            call()
+    predictor.set_image(picture)
+    predictor.reset_image()
+    for call in calls:
+        with pytest.raises(RuntimeError, match="set_image"):
+            call()
