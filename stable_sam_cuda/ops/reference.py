@@ -20,9 +20,8 @@ def sample_location(undisplaced: Tensor, raw_offset: Tensor, max_offset: float, 
 
 def gather_pixels(features: Tensor, cell_y: Tensor, cell_x: Tensor) -> Tensor:
     """``features[b, :, cell_y[b], cell_x[b]]``: (B, C, H, W) at (B, H, W) cells -> (B, C, H, W)."""
-    width = features.shape[-1]
-    linear = (cell_y * width + cell_x).flatten(1).unsqueeze(1).expand(-1, features.shape[1], -1)
-    return features.flatten(2).gather(2, linear).view(features.shape[0], -1, *cell_y.shape[1:])
+    linear = (cell_y * features.shape[-1] + cell_x).flatten(1).unsqueeze(1).expand(-1, features.shape[1], -1)
+    return features.flatten(2).gather(2, linear).view(features.shape)
 
 
 def deformable_sample(

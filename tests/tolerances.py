@@ -1,0 +1,58 @@
+"""The one table of tolerances, and the comparison that uses it.
+
+Every backend is compared with the reference in float64 on the same (already rounded) inputs, so a tolerance covers
+the backend's own arithmetic only: for float32 its coordinates (an error of W * 2**-24 pixels at worst) and sums, for
+the half types the final rounding (half a unit in the last place: 2**-11 and 2**-8).
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Tolerance(NamedTuple):
+    relative: float  # of the element's own truth
+    absolute: float  # of the truth's root mean square
+
+
+FORWARD = {
+    torch.float64: Tolerance(1e-13, 1e-13),
+    torch.float32: Tolerance(1e-6, 5e-5),
+    torch.float16: Tolerance(2**-11, 5e-5),
+    torch.bfloat16: Tolerance(2**-8, 5e-5),
+}
+
+BACKWARD = {
+    torch.float64: Tolerance(1e-12, 1e-12),
+    torch.float32: Tolerance(1e-5, 5e-5),
+    torch.float16: Tolerance(2**-10, 5e-5),
+    torch.bfloat16: Tolerance(2**-8, 5e-5),
+}
+
+# Gradients that autograd sums over prompts after each was rounded to its dtype: the roundings add up.
+SUMMED_AFTER_ROUNDING = {
+    torch.float64: Tolerance(1e-12, 1e-12),
+    torch.float32: Tolerance(1e-5, 5e-5),
+    torch.float16: Tolerance(2**-10, 4 * 2**-11),
+    torch.bfloat16: Tolerance(2**-8, 4 * 2**-8),
+}
+
+
+def assert_matches(name: str, actual: Tensor, truth: Tensor, tolerance: Tolerance) -> None:
+    """Fail with the worst element unless |actual - truth| <= relative * |truth| + absolute * rms(truth) everywhere."""
+    assert actual.shape == truth.shape, f"{name}: shape {tuple(actual.shape)}, expected {tuple(truth.shape)}"
+    if truth.numel() == 0:
+        return
+    truth = truth.double().cpu()
+    difference = (actual.double().cpu() - truth).abs()
+    limit = tolerance.relative * truth.abs() + tolerance.absolute * truth.square().mean().sqrt()
+    excess = difference - limit
+    if not bool((excess <= 0).all()):  # also where NaN
+        worst = excess.nan_to_num(torch.inf).argmax().item()
+        place = tuple(index.item() for index in torch.unravel_index(torch.tensor(worst), truth.shape))
+        raise AssertionError(
+            f"{name}{list(place)}: got {actual[place].item()}, expected {truth[place].item()}, "
+            f"difference {difference[place].item():.3e} over the limit {limit[place].item():.3e}; "
+            f"{int((~(excess <= 0)).sum())} of {truth.numel()} elements differ"
+        )
