@@ -12,8 +12,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from stable_sam_cuda.cli.picture import read_picture
 from stable_sam_cuda.evaluation.metrics import stability
+from stable_sam_cuda.picture import read_picture
 from stable_sam_cuda.sam import StableSamPredictor, load_sam, stabilize
 from stable_sam_cuda.training.prompts import noisy_boxes
 from stable_sam_cuda.visualize import Panel, compare

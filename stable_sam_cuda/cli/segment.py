@@ -14,8 +14,8 @@ from stable_sam_cuda.cli.comparison import Comparison, Prediction, compare_model
 from stable_sam_cuda.cli.errors import explain_user_errors
 from stable_sam_cuda.cli.machine import package_versions, pick_device
 from stable_sam_cuda.cli.output import Outputs
-from stable_sam_cuda.cli.picture import read_picture
 from stable_sam_cuda.cli.prompts import ObjectPrompt, make_prompts
+from stable_sam_cuda.picture import read_picture
 from stable_sam_cuda.sam import load_sam
 from stable_sam_cuda.visualize import Panel, compare
 

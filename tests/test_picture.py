@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stable_sam_cuda.cli.picture import MAX_PIXELS, read_picture
+from stable_sam_cuda.picture import MAX_PIXELS, read_picture
 
 
 def gradient(width: int = 40, height: int = 30) -> np.ndarray:
