@@ -1,0 +1,35 @@
+// Entry point of deformable_sample on CUDA.
+#include "device_inputs.h"
+#include "forward_kernel.cuh"
+#include "launch.h"
+#include "operators.h"
+
+namespace stable_sam {
+
+Tensor deformable_sample_cuda(const Tensor& features, const Tensor& offsets, const std::optional<Tensor>& identity,
+                              const std::optional<Tensor>& alpha, const std::optional<Tensor>& amplitude,
+                              double max_offset) {
+  const DeviceInputs inputs(features, offsets, identity, alpha, amplitude, max_offset);
+  const DeviceOf device(features);
+  const SamplingShape& shape = inputs.shape;
+  const Tensor output = empty_channels_last(features, {shape.batch, shape.channels, shape.height, shape.width});
+  if (output.numel() == 0) return output;
+
+  const bool vectors = allows_vectors(inputs.features, shape.channels) && allows_vectors(output, shape.channels) &&
+                       (!inputs.identity || allows_vectors(*inputs.identity, shape.channels)) &&
+                       (shape.amplitude_channels <= 1 || allows_vectors(*inputs.amplitude, shape.channels));
+  with_kernel_types(features.scalar_type(), vectors, [&]<typename T, int Width>() {
+    ForwardArguments<T> arguments{};
+    arguments.features = elements<T>(inputs.features);
+    arguments.offsets = elements<T>(inputs.offsets);
+    arguments.identity = elements<T>(inputs.identity);
+    arguments.alpha = elements<T>(inputs.alpha);
+    arguments.amplitude = elements<T>(inputs.amplitude);
+    arguments.output = mutable_elements<T>(output);
+    arguments.shape = shape;
+    check_launch("deformable_sample", launch_forward<T, Width>(arguments, device.stream()));
+  });
+  return output;
+}
+
+}  // namespace stable_sam
