@@ -1,0 +1,10 @@
+"""Triton kernels, installed as ``stable_sam_cuda.kernels``. Importing this package imports Triton.
+
+Whether they are compiled or interpreted is settled by TRITON_INTERPRET at the time of import.
+"""
+
+from .backward import deformable_sample_backward
+from .forward import deformable_sample
+from .launch import INTERPRETED
+
+__all__ = ["INTERPRETED", "deformable_sample", "deformable_sample_backward"]

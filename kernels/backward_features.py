@@ -1,0 +1,147 @@
+"""Gradient of the features: a gather, so that it needs no atomics and is the same bit for bit every time.
+
+Offsets are bounded, so a target pixel is sampled only from a window of (2 * radius + 1)^2 pixels, of
+which about four really touch it. Testing a candidate must therefore cost little and must not touch its channels:
+
+1. ``locations_kernel`` evaluates the tanh once a pixel: 8 bytes against the 2 KiB or so of its channels.
+2. ``gather_kernel`` gives one warp a tile of 2 x 2 targets. It tests 32 candidates of each target at a
+   time, one a lane, packs the outcome into one 32-bit word a target, and then walks the set bits: round i
+   handles the i-th contributor of all four targets at once, 8 lanes a target, every channel of a lane in flight.
+
+Contributors are added in the order of their position, prompt after prompt where the features of one
+picture serve many prompts. The window is at most the map, so any max_offset is exact: it only costs more tests.
+"""
+
+import triton
+import triton.language as tl
+
+from .location import displace, tap_weight, touches
+from .tiles import load_offsets, pixel_start, tile_pixels, tiles_of
+
+
+@triton.jit
+def locations_kernel(
+    locations,  # [1 or B, 2, H, W] float32: x plane, then y plane
+    offsets,  # [1 or B, 2, H, W], any strides
+    shape,
+    max_offset,
+    TILE_Y: tl.constexpr,
+    TILE_X: tl.constexpr,
+):
+    program = tl.program_id(0)
+    tiles = tiles_of(shape, TILE_Y, TILE_X)
+    prompt = (program // tiles).to(tl.int64)
+    y, x, inside = tile_pixels(program % tiles, shape, TILE_Y, TILE_X)
+    raw_x, raw_y = load_offsets(offsets, prompt, y, x, inside, shape)
+    location_x, _ = displace(x, raw_x, max_offset, shape.width)
+    location_y, _ = displace(y, raw_y, max_offset, shape.height)
+    pixels = shape.height.to(tl.int64) * shape.width
+    locations += prompt * 2 * pixels + y.to(tl.int64) * shape.width + x
+    tl.store(locations, location_x, mask=inside)
+    tl.store(locations + pixels, location_y, mask=inside)
+
+
+@triton.jit
+def _load_location(locations, y, x, valid, shape):
+    pixel = locations + y.to(tl.int64) * shape.width + x
+    outside = -2.0  # touches nothing
+    location_x = tl.load(pixel, mask=valid, other=outside)
+    location_y = tl.load(pixel + shape.height.to(tl.int64) * shape.width, mask=valid, other=outside)
+    return location_y, location_x
+
+
+@triton.jit
+def _lowest_bit(bits):
+    """Index of the only set bit of each uint32: the exponent of its value in float32. Negative for no bit."""
+    return (bits.to(tl.float32).to(tl.int32, bitcast=True) >> 23) - 127
+
+
+@triton.jit
+def gather_kernel(
+    grad_features,  # [1 or B, H, W, C]
+    grad_output,  # [B, H, W, C]
+    locations,  # [1 or B, 2, H, W] float32
+    alpha,  # [1 or B, 2] or None
+    amplitude,  # [1 or B, H, W, 1 or C] or None
+    shape,
+    locations_batch_stride,
+    prompts_per_target,  # B where the features' batch of 1 was broadcast, else 1
+    window_height,
+    radius,
+    WINDOW_WIDTH: tl.constexpr,
+    AMPLITUDE_PER_CHANNEL: tl.constexpr,
+    CHANNEL_ALIGNMENT: tl.constexpr,
+    CHANNEL_BLOCK: tl.constexpr,
+    CHANNEL_BLOCKS: tl.constexpr,
+    TILE_Y: tl.constexpr,
+    TILE_X: tl.constexpr,
+):
+    TARGETS: tl.constexpr = TILE_Y * TILE_X
+    CANDIDATES: tl.constexpr = 32  # one bit of a word each
+    program = tl.program_id(0)
+    channels = (shape.channels // CHANNEL_ALIGNMENT) * CHANNEL_ALIGNMENT
+    channel_groups = tl.cdiv(shape.channels, CHANNEL_BLOCKS * CHANNEL_BLOCK)
+    group = program % channel_groups
+    tiles = tiles_of(shape, TILE_Y, TILE_X)
+    tile = (program // channel_groups) % tiles
+    target_batch = (program // channel_groups // tiles).to(tl.int64)
+    pixels = shape.height.to(tl.int64) * shape.width
+
+    y, x, inside = tile_pixels(tile, shape, TILE_Y, TILE_X)
+    # Shifted to lie inside the map, the window still holds every pixel within the radius.
+    window_y = tl.maximum(tl.minimum(y - radius, shape.height - window_height), 0)
+    window_x = tl.maximum(tl.minimum(x - radius, shape.width - WINDOW_WIDTH), 0)
+    bit = tl.arange(0, CANDIDATES)[:, None]
+
+    # The block axis comes first so that lanes spread over channels and then over targets: each lane
+    # serves one target and holds all the blocks of it.
+    block = tl.arange(0, CHANNEL_BLOCKS)[:, None, None]
+    channel = tl.arange(0, CHANNEL_BLOCK)[None, None, :]
+    channel = (group * CHANNEL_BLOCKS + block) * CHANNEL_BLOCK + channel
+    in_channels = channel < channels
+    total = tl.zeros([CHANNEL_BLOCKS, TARGETS, CHANNEL_BLOCK], tl.float32)
+
+    for prompt_index in range(0, prompts_per_target):
+        prompt = target_batch * prompts_per_target + prompt_index
+        prompt_locations = locations + prompt * locations_batch_stride
+        prompt_grad = grad_output + prompt * pixels * channels
+        scale = 1.0
+        if alpha is not None:
+            scale = tl.load(alpha + prompt * shape.alpha_batch_stride).to(tl.float32)
+
+        for first in range(0, window_height * WINDOW_WIDTH, CANDIDATES):
+            candidate = first + bit
+            candidate_y = window_y[None, :] + candidate // WINDOW_WIDTH
+            candidate_x = window_x[None, :] + candidate % WINDOW_WIDTH
+            valid = inside[None, :] & (candidate < window_height * WINDOW_WIDTH)
+            sampled_y, sampled_x = _load_location(prompt_locations, candidate_y, candidate_x, valid, shape)
+            contributes = touches(sampled_y, candidate_y, y[None, :]) & touches(sampled_x, candidate_x, x[None, :])
+            pending = tl.sum(contributes.to(tl.uint32) << bit.to(tl.uint32), axis=0)
+            rounds = tl.max(tl.sum(contributes.to(tl.int32), axis=0), axis=0)
+
+            for _ in range(0, rounds):
+                rest = pending & (pending - 1)
+                contributor = first + _lowest_bit(pending ^ rest)
+                found = pending != 0
+                pending = rest
+                source_y = window_y + contributor // WINDOW_WIDTH
+                source_x = window_x + contributor % WINDOW_WIDTH
+                location_y, location_x = _load_location(prompt_locations, source_y, source_x, found, shape)
+                weight = scale * tap_weight(location_y, y) * tap_weight(location_x, x)
+                if amplitude is not None and not AMPLITUDE_PER_CHANNEL:
+                    at = amplitude + prompt * shape.amplitude_batch_stride
+                    at += source_y.to(tl.int64) * shape.width + source_x
+                    weight *= tl.load(at, mask=found, other=0.0).to(tl.float32)
+                weight = tl.where(found, weight, 0.0)
+                source = pixel_start(source_y, source_x, shape, CHANNEL_ALIGNMENT)[None, :, None] + channel
+                mask = found[None, :, None] & in_channels
+                grad = tl.load(prompt_grad + source, mask=mask, other=0.0).to(tl.float32)
+                if AMPLITUDE_PER_CHANNEL:
+                    at = amplitude + prompt * shape.amplitude_batch_stride
+                    grad *= tl.load(at + source, mask=mask, other=0.0).to(tl.float32)
+                total += weight[None, :, None] * grad
+
+    own = pixel_start(y, x, shape, CHANNEL_ALIGNMENT)[None, :, None] + channel
+    grad_features += target_batch * pixels * channels
+    mask = inside[None, :, None] & in_channels
+    tl.store(grad_features + own, total.to(grad_features.dtype.element_ty), mask=mask)

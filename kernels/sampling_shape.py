@@ -1,0 +1,94 @@
+"""Every size of one deformable_sample call, as the kernels take it, and the tensors laid out to match."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+SUPPORTED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+class SamplingShape(NamedTuple):
+    """The struct of csrc/sampling_shape.h: strides count elements, a batch stride of 0 broadcasts a batch of 1.
+
+    The number of prompts is not here: Triton compiles a kernel anew for an argument of 1, and one
+    picture with one prompt is the commonest call of all.
+    """
+
+    height: int
+    width: int
+    channels: int
+    features_batch_stride: int
+    identity_batch_stride: int
+    alpha_batch_stride: int
+    amplitude_batch_stride: int
+    offsets_batch_stride: int
+    offsets_axis_stride: int
+    offsets_row_stride: int
+    offsets_column_stride: int
+
+
+class SamplingInputs(NamedTuple):
+    """The inputs in the memory order the kernels read: dense (B, H, W, C), offsets as they came."""
+
+    batch: int
+    features: Tensor
+    offsets: Tensor
+    identity: Tensor | None
+    alpha: Tensor | None
+    amplitude: Tensor | None
+    shape: SamplingShape
+
+    @property
+    def amplitude_channels(self) -> int:
+        """1 or C; 0 where there is no amplitude."""
+        return 0 if self.amplitude is None else self.amplitude.shape[1]
+
+
+def channels_last(tensor: Tensor) -> Tensor:
+    """The tensor dense in (B, H, W, C) order; itself where it is so already."""
+    return tensor.contiguous(memory_format=torch.channels_last)
+
+
+def empty_channels_last(batch: int, like: Tensor) -> Tensor:
+    """Uninitialised (batch, C, H, W) in (B, H, W, C) memory order, else as ``like``."""
+    shape = (batch, *like.shape[1:])
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
+
+
+def prepare_inputs(
+    features: Tensor, offsets: Tensor, identity: Tensor | None, alpha: Tensor | None, amplitude: Tensor | None
+) -> SamplingInputs:
+    """Lay out the inputs of one call and measure them.
+
+    Raises TypeError for a dtype that the kernels have no instance of.
+    """
+    if features.dtype not in SUPPORTED_DTYPES:
+        raise TypeError(
+            "features must be float32, float16 or bfloat16 for the Triton kernels, "
+            f'got {features.dtype}; backend="reference" takes float64'
+        )
+    features = channels_last(features)
+    identity = None if identity is None else channels_last(identity)
+    amplitude = None if amplitude is None else channels_last(amplitude)
+    alpha = None if alpha is None else alpha.contiguous()
+
+    def batch_stride(tensor: Tensor | None) -> int:
+        return 0 if tensor is None or tensor.shape[0] == 1 else tensor[0].numel()
+
+    given = [tensor for tensor in (features, offsets, identity, alpha, amplitude) if tensor is not None]
+    batch = torch.broadcast_shapes(*[tensor.shape[:1] for tensor in given])[0]
+    shape = SamplingShape(
+        height=features.shape[2],
+        width=features.shape[3],
+        channels=features.shape[1],
+        features_batch_stride=batch_stride(features),
+        identity_batch_stride=batch_stride(identity),
+        alpha_batch_stride=batch_stride(alpha),
+        amplitude_batch_stride=batch_stride(amplitude),
+        offsets_batch_stride=0 if offsets.shape[0] == 1 else offsets.stride(0),
+        offsets_axis_stride=offsets.stride(1),
+        offsets_row_stride=offsets.stride(2),
+        offsets_column_stride=offsets.stride(3),
+    )
+    return SamplingInputs(batch, features, offsets, identity, alpha, amplitude, shape)
