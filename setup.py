@@ -111,7 +111,9 @@ def run(command: list[str]) -> None:
 
 def compile_objects(jobs: list[tuple[Path, Path, list[str]]]) -> list[str]:
     """Run the (source, object, command) jobs, skipping objects newer than the source and every header."""
-    headers_changed = max(p.stat().st_mtime for p in [*ROOT.glob("csrc/**/*.h"), *ROOT.glob("csrc/**/*.cuh"), Path(__file__)])
+    headers_changed = max(
+        p.stat().st_mtime for p in [*ROOT.glob("csrc/**/*.h"), *ROOT.glob("csrc/**/*.cuh"), Path(__file__)]
+    )
 
     def compile_one(job: tuple[Path, Path, list[str]]) -> str:
         source, target, command = job
@@ -178,7 +180,13 @@ class BuildOperations(build_ext):
         architectures = cuda_architectures(nvcc)
         host = ["-ccbin", host_compiler()[0]]
         command = [nvcc, *host, "-std=c++20", "-O3", "-lineinfo", "--threads", "1", *gencode_flags(architectures)]
-        command += ["-Xcompiler", "-fPIC,-fvisibility=hidden", *STABLE_ABI_DEFINES, "-DUSE_CUDA", *torch_includes(torch)]
+        command += [
+            "-Xcompiler",
+            "-fPIC,-fvisibility=hidden",
+            *STABLE_ABI_DEFINES,
+            "-DUSE_CUDA",
+            *torch_includes(torch),
+        ]
         sources = sorted([*ROOT.glob("csrc/cuda/*.cu"), *ROOT.glob("csrc/cuda/*.cpp")])
         if not sources:
             raise BuildSkipped("this source tree has no CUDA sources")

@@ -109,7 +109,7 @@ def _check(
         _check_alike(name, tensor, features)
         allowed = expected[name]
         sizes = tensor.shape[1:]
-        if len(sizes) != len(allowed) or any(size not in choices for size, choices in zip(sizes, allowed)):
+        if len(sizes) != len(allowed) or any(size not in choices for size, choices in zip(sizes, allowed, strict=True)):
             raise ValueError(f"{name}: expected shape {_describe(allowed)}, got {tuple(tensor.shape)}")
         own_batch = tensor.shape[0]
         if own_batch != 1 and batch not in (1, own_batch):

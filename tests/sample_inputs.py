@@ -84,7 +84,9 @@ def make_inputs(case: Case, dtype: torch.dtype, device: str = "cpu", seed: int =
     image = (case.channels, case.height, case.width)
     inputs: dict[str, Tensor | None] = dict.fromkeys(NAMES)
     inputs["features"] = normal(batch_of("features"), *image)
-    inputs["offsets"] = _offsets_off_integers(case, lambda: 1.5 * normal(batch_of("offsets"), 2, case.height, case.width))
+    inputs["offsets"] = _offsets_off_integers(
+        case, lambda: 1.5 * normal(batch_of("offsets"), 2, case.height, case.width)
+    )
     if case.routed:
         inputs["identity"] = normal(batch_of("identity"), *image)
         inputs["alpha"] = normal(batch_of("alpha"), 2)

@@ -28,7 +28,9 @@ def _backward_through(operation_name: str):
         gradients = getattr(torch.ops.stable_sam_cuda, operation_name)(
             grad_output, *inputs, ctx.max_offset, grad_mask, torch.are_deterministic_algorithms_enabled()
         )
-        summed = [_sum_to_batch(g, t) if needed else None for g, t, needed in zip(gradients, inputs, wanted)]
+        summed = [
+            _sum_to_batch(g, t) if needed else None for g, t, needed in zip(gradients, inputs, wanted, strict=True)
+        ]
         return (*summed, None)
 
     return backward

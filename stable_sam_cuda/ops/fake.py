@@ -54,7 +54,9 @@ def deformable_sample_backward(
         features.new_empty((batch, 2, height, width)) if wanted(OFFSETS, offsets) else nothing.clone(),
         _empty_channels_last(features, tuple(identity.shape)) if wanted(IDENTITY, identity) else nothing.clone(),
         features.new_empty((batch, 2)) if wanted(ALPHA, alpha) else nothing.clone(),
-        _empty_channels_last(features, (batch, *amplitude.shape[1:])) if wanted(AMPLITUDE, amplitude) else nothing.clone(),
+        _empty_channels_last(features, (batch, *amplitude.shape[1:]))
+        if wanted(AMPLITUDE, amplitude)
+        else nothing.clone(),
     )
 
 

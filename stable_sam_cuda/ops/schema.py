@@ -10,7 +10,9 @@ import torch
 
 NAMESPACE = "stable_sam_cuda"
 
-_FORWARD = "(Tensor features, Tensor offsets, Tensor? identity, Tensor? alpha, Tensor? amplitude, float max_offset) -> Tensor"
+_FORWARD = (
+    "(Tensor features, Tensor offsets, Tensor? identity, Tensor? alpha, Tensor? amplitude, float max_offset) -> Tensor"
+)
 _BACKWARD = (
     "(Tensor grad_output, Tensor features, Tensor offsets, Tensor? identity, Tensor? alpha, Tensor? amplitude,"
     " float max_offset, int grad_mask, bool deterministic) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"

@@ -59,7 +59,9 @@ def test_results_have_the_promised_memory_format(case: Case) -> None:
 
 @pytest.mark.usefixtures("poisoned_memory")
 @pytest.mark.parametrize("amplitude", ["pixel", "channel"])
-@pytest.mark.parametrize("grad_mask", range(32), ids=lambda mask: "+".join(n for b, n in enumerate(NAMES) if mask >> b & 1))
+@pytest.mark.parametrize(
+    "grad_mask", range(32), ids=lambda mask: "+".join(n for b, n in enumerate(NAMES) if mask >> b & 1)
+)
 def test_only_gradients_asked_for_are_computed(grad_mask: int, amplitude: str) -> None:
     case = Case("asked", channels=12, amplitude=amplitude)
     inputs, grad_output = make_inputs(case, torch.float32), make_grad_output(case, torch.float32)
@@ -109,9 +111,7 @@ def test_results_do_not_depend_on_the_number_of_threads(dtype: torch.dtype) -> N
     try:
         for count in (1, 2, 3, 2):
             torch.set_num_threads(count)
-            output, gradients = output_and_gradients(
-                OPERATIONS.deformable_sample, inputs, case.max_offset, grad_output
-            )
+            output, gradients = output_and_gradients(OPERATIONS.deformable_sample, inputs, case.max_offset, grad_output)
             results.append([output, *gradients.values()])
     finally:
         torch.set_num_threads(threads)
