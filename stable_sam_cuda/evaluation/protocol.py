@@ -19,6 +19,9 @@ KIND_NAMES = {
     "3_points": "three_points",
     "5_points": "five_points",
     "10_points": "ten_points",
+    "box_50_60": "box_50_60",
+    "box_60_70": "box_60_70",
+    "coarse_mask": "coarse_mask",
 }
 PROMPTS_A_PASS = 20
 
@@ -85,12 +88,15 @@ def _predict(predictor: StableSamPredictor, target: Tensor, kind: str, count: in
     """Masks (count, H, W) bool on the CPU, one a prompt."""
     generator = torch.Generator().manual_seed(seed)
     masks = target.expand(count, -1, -1)
-    prompts = draw_prompts(KIND_NAMES[kind], masks, torch.zeros(count, dtype=torch.long), generator)
+    mask_size = predictor.model.prompt_encoder.mask_input_size
+    first = torch.zeros(count, dtype=torch.long)
+    prompts = draw_prompts(KIND_NAMES[kind], masks, first, generator, mask_size=mask_size)
     size = tuple(target.shape)
     transform, device = predictor.transform, predictor.device
     points = None if prompts.points is None else transform.apply_coords_torch(prompts.points, size).to(device)
     labels = None if prompts.labels is None else prompts.labels.to(device)
     boxes = None if prompts.boxes is None else transform.apply_boxes_torch(prompts.boxes, size).to(device)
+    logits = None if prompts.masks is None else prompts.masks.to(device)
     parts = []
     for start in range(0, count, PROMPTS_A_PASS):
         part = slice(start, start + PROMPTS_A_PASS)
@@ -98,6 +104,7 @@ def _predict(predictor: StableSamPredictor, target: Tensor, kind: str, count: in
             None if points is None else points[part],
             None if labels is None else labels[part],
             None if boxes is None else boxes[part],
+            None if logits is None else logits[part],
             multimask_output=False,
         )
         parts.append(found[:, 0].cpu())

@@ -105,7 +105,9 @@ class PluginTrainer:
         masks = masks[torch.randperm(len(masks), generator=generator)[: self.options.objects]]
         if not len(masks):
             return torch.zeros(3)
-        prompts = draw_prompts(kind, masks, torch.zeros(len(masks), dtype=torch.long), generator).to(self.sam.device)
+        first = torch.zeros(len(masks), dtype=torch.long)
+        mask_size = self.sam.prompt_encoder.mask_input_size
+        prompts = draw_prompts(kind, masks, first, generator, mask_size=mask_size).to(self.sam.device)
         embedding = self.cache[[picture]].to(self.sam.device)
         logits = decode_prompts(self.sam, embedding, prompts)[0][:, :1]
         targets = masks[:, None].float().to(logits.device)

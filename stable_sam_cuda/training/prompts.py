@@ -1,4 +1,4 @@
-"""Prompts drawn from object masks: exact, jittered and noisy boxes, points inside and outside.
+"""Prompts drawn from object masks: exact, jittered and noisy boxes, boxes of a given IoU, points, coarse masks.
 
 All functions are vectorised over K objects, take masks (K, H, W) bool and boxes (K, 4) as
 x0, y0, x1, y1 in pixel indices (both ends inside the object), and draw from the ``generator`` given.
@@ -6,10 +6,20 @@ x0, y0, x1, y1 in pixel indices (both ends inside the object), and draw from the
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 JITTER_STD = 0.1  # SAM: standard deviation of the jitter, as a fraction of the box side ...
 JITTER_MAX = 20 / 1024  # ... and its bound, as a fraction of the input size
 NOISE_SCALE = 0.4  # Stable-SAM's and HQ-SAM's noisy box
+BAND_ROUNDS, BAND_CANDIDATES = 8, 8  # of rejection sampling; 3 to 4 of 10 noisy boxes lie in the paper's bands
+
+# Coarse masks, in units of the square root of the object's area, of the blurred mask, and of mask logits.
+COARSE_BLUR = (0.04, 0.15)  # standard deviation
+COARSE_LEVEL = (0.25, 0.75)  # the blurred mask is cut there: above 1/2 erodes the object, below dilates it
+COARSE_NOISE = 0.2  # standard deviation of the level along the outline
+COARSE_LIMIT = 10.0  # of the logits, about that of SAM's own in the middle of a sure object
+COARSE_STRIDE = 4  # the outline is drawn on a grid coarser than the logits by this factor
+COARSE_WAVES = 6  # cells of the outline's noise, along each side of the frame
 
 
 def boxes_from_masks(masks: Tensor) -> Tensor:
@@ -52,6 +62,66 @@ def noisy_boxes(
     return _clipped(torch.cat([centre - half, centre + half], dim=1), height, width)
 
 
+def box_iou(boxes: Tensor, others: Tensor) -> Tensor:
+    """IoU of boxes (..., 4) with boxes (..., 4) of an area above zero, coordinates being those of corners."""
+    low = torch.maximum(boxes[..., :2], others[..., :2])
+    high = torch.minimum(boxes[..., 2:], others[..., 2:])
+    intersection = (high - low).clamp(min=0).prod(-1)
+    areas = [(some[..., 2:] - some[..., :2]).prod(-1) for some in (boxes, others)]
+    return intersection / (areas[0] + areas[1] - intersection)
+
+
+def boxes_in_iou_band(
+    boxes: Tensor,
+    height: int,
+    width: int,
+    low: float,
+    high: float,
+    generator: torch.Generator,
+    scale: float = NOISE_SCALE,
+) -> Tensor:
+    """Noisy boxes whose IoU with ``boxes`` lies in [low, high] (the paper's COCO protocol): rejection sampling.
+
+    Where `BAND_ROUNDS` rounds of `BAND_CANDIDATES` noisy boxes hold none in the band, which happens to objects of
+    few pixels at the picture's rim, a part of the box is taken whose area is that IoU, anywhere inside the box.
+
+    Args:
+        boxes: (K, 4); a side shorter than one pixel counts as one pixel.
+
+    Raises:
+        ValueError: the band is not within (0, 1), or the picture is less than 2 pixels wide or high.
+    """
+    if not 0 < low < high < 1:
+        raise ValueError(f"low, high: expected 0 < low < high < 1, got {low} and {high}")
+    if min(height, width) < 2:
+        raise ValueError(f"height, width: expected a picture of at least 2 x 2 pixels, got {height} x {width}")
+    truth = _clipped(boxes, height, width)
+    chosen = _part_of_boxes(truth, low, high, generator)
+    missing = torch.arange(len(boxes))
+    for _ in range(BAND_ROUNDS):
+        if not len(missing):
+            break
+        wanted = truth[missing].repeat_interleave(BAND_CANDIDATES, 0)
+        candidates = noisy_boxes(wanted, height, width, generator, scale)
+        overlap = box_iou(candidates, wanted)
+        fits = ((overlap >= low) & (overlap <= high)).view(-1, BAND_CANDIDATES)
+        found, first = fits.any(1), fits.int().argmax(1)
+        chosen[missing[found]] = candidates.view(-1, BAND_CANDIDATES, 4)[found, first[found]]
+        missing = missing[~found]
+    return chosen
+
+
+def _part_of_boxes(boxes: Tensor, low: float, high: float, generator: torch.Generator) -> Tensor:
+    """A part of each box that covers a fraction of it between low and high, drawn uniformly."""
+    random = torch.rand(len(boxes), 4, generator=generator)
+    # The outer twentieths stay unused, so that rounding cannot leave the band.
+    fraction = low + (high - low) * (0.05 + 0.9 * random[:, :1])
+    share = torch.cat([fraction ** random[:, 1:2], fraction ** (1 - random[:, 1:2])], dim=1)
+    size = boxes[:, 2:] - boxes[:, :2]
+    corner = boxes[:, :2] + random[:, 2:] * (1 - share) * size
+    return torch.cat([corner, corner + share * size], dim=1)
+
+
 def _clipped(boxes: Tensor, height: int, width: int) -> Tensor:
     """Boxes inside the picture, each side at least one pixel long."""
     low, high = boxes.minimum(boxes.roll(2, 1))[:, :2], boxes.maximum(boxes.roll(2, 1))[:, 2:]
@@ -76,3 +146,52 @@ def points_in_masks(masks: Tensor, count: int, generator: torch.Generator) -> Te
     index = torch.searchsorted(sums, ranks)
     width = masks.shape[2]
     return torch.stack([index % width, index // width], dim=2).float()
+
+
+def coarse_masks(masks: Tensor, size: tuple[int, int], generator: torch.Generator) -> Tensor:
+    """Logits (K, 1, h, w) for SAM's mask input: each mask eroded or dilated, its outline smoothed and wavy.
+
+    The mask is blurred in proportion to the object's size and cut at a random level that wanders along the outline.
+    Every result keeps at least one pixel above zero.
+
+    Args:
+        masks: (K, H, W); padded at the bottom and on the right to a square, SAM's input frame.
+        size: h, w of SAM's mask input: 256, 256, or ``sam.prompt_encoder.mask_input_size``.
+
+    Raises:
+        ValueError: a mask is empty.
+    """
+    if not bool(masks.flatten(1).any(1).all()):
+        raise ValueError("masks: expected at least one pixel in each mask, got an empty mask")
+    count, height, width = masks.shape
+    side = max(height, width)
+    framed = F.pad(masks.float(), (0, side - width, 0, side - height))
+    grid = [max(1, length // COARSE_STRIDE) for length in size]
+    coverage = F.adaptive_avg_pool2d(framed[:, None], grid)
+    random = torch.rand(2, count, 1, 1, 1, generator=generator)
+    blur, level = (
+        low + (high - low) * part for part, (low, high) in zip(random, (COARSE_BLUR, COARSE_LEVEL), strict=True)
+    )
+    blurred = _blurred(coverage, blur.flatten() * coverage.flatten(1).sum(1).sqrt())
+    waves = torch.randn(count, 1, COARSE_WAVES, COARSE_WAVES, generator=generator) * COARSE_NOISE
+    blurred = F.interpolate(blurred, size, mode="bilinear", align_corners=False)
+    waves = F.interpolate(waves, size, mode="bicubic", align_corners=False)
+    # Of a thin object the blur leaves low values, so levels are relative to the peak.
+    peak = blurred.amax((2, 3), keepdim=True)
+    relative = blurred / peak
+    field = relative - level + waves * 4 * relative * (1 - relative)
+    field = field + (0.05 - field.amax((2, 3), keepdim=True)).clamp(min=0)
+    # Inside and outside are as sure of themselves at any level.
+    field = torch.where(field > 0, field / (1 - level), field / level)
+    return COARSE_LIMIT * (1.25 * field).clamp(-1, 1)
+
+
+def _blurred(images: Tensor, deviations: Tensor) -> Tensor:
+    """Images (K, 1, h, w), each blurred by a Gaussian of its own standard deviation (K,), in pixels."""
+    radius = int((2.5 * deviations.max()).ceil())
+    steps = torch.arange(-radius, radius + 1)
+    kernels = (-(steps / deviations.clamp(min=0.3)[:, None]).square() / 2).exp()
+    kernels = (kernels / kernels.sum(1, keepdim=True))[:, None]
+    stacked = images.transpose(0, 1)
+    across = F.conv2d(stacked, kernels[:, :, None, :], padding=(0, radius), groups=len(images))
+    return F.conv2d(across, kernels[:, :, :, None], padding=(radius, 0), groups=len(images)).transpose(0, 1)

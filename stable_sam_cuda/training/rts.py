@@ -6,18 +6,27 @@ import torch
 from torch import Tensor
 
 from stable_sam_cuda.training.decoding import PromptBatch
-from stable_sam_cuda.training.prompts import boxes_from_masks, noisy_boxes, points_in_masks
+from stable_sam_cuda.training.prompts import (
+    boxes_from_masks,
+    boxes_in_iou_band,
+    coarse_masks,
+    noisy_boxes,
+    points_in_masks,
+)
 
 
 @dataclass(frozen=True)
 class PromptMix:
-    """Relative frequencies of the prompt kinds. The paper names the kinds, not their frequencies."""
+    """Relative frequencies of the prompt kinds. The paper names the first five, not their frequencies."""
 
     gt_box: float = 1.0
     noisy_box: float = 2.0
     one_point: float = 1.0
     three_points: float = 0.5
     ten_points: float = 0.5
+    box_50_60: float = 0.0
+    box_60_70: float = 0.0
+    coarse_mask: float = 0.0
 
     def kinds(self) -> tuple[list[str], list[float]]:
         return list(self.__dict__), list(self.__dict__.values())
@@ -26,6 +35,8 @@ class PromptMix:
 ROBUST = PromptMix()
 GOOD_BOX_ONLY = PromptMix(gt_box=1, noisy_box=0, one_point=0, three_points=0, ten_points=0)
 POINT_KINDS = {"one_point": 1, "three_points": 3, "five_points": 5, "ten_points": 10}
+BAND_KINDS = {"box_50_60": (0.5, 0.6), "box_60_70": (0.6, 0.7)}  # IoU with the exact box
+PROMPT_KINDS = ("gt_box", "noisy_box", *BAND_KINDS, *POINT_KINDS, "coarse_mask")
 
 
 def draw_kind(mix: PromptMix, generator: torch.Generator) -> str:
@@ -35,13 +46,19 @@ def draw_kind(mix: PromptMix, generator: torch.Generator) -> str:
 
 
 def draw_prompts(
-    kind: str, masks: Tensor, image_index: Tensor, generator: torch.Generator, extent: tuple[int, int] | None = None
+    kind: str,
+    masks: Tensor,
+    image_index: Tensor,
+    generator: torch.Generator,
+    extent: tuple[int, int] | None = None,
+    mask_size: tuple[int, int] = (256, 256),
 ) -> PromptBatch:
     """Prompts of one kind for masks (K, S, S) bool in SAM's input frame.
 
     Args:
-        kind: ``gt_box``, ``noisy_box``, ``one_point``, ``three_points``, ``five_points`` or ``ten_points``.
+        kind: one of `PROMPT_KINDS`.
         extent: height and width of the picture inside the frame, to which noisy boxes are clipped.
+        mask_size: height and width of SAM's mask input, ``sam.prompt_encoder.mask_input_size``.
 
     Raises:
         ValueError: the kind is unknown, or a mask is empty.
@@ -51,7 +68,12 @@ def draw_prompts(
         return PromptBatch(image_index, boxes=boxes_from_masks(masks))
     if kind == "noisy_box":
         return PromptBatch(image_index, boxes=noisy_boxes(boxes_from_masks(masks), height, width, generator))
+    if kind in BAND_KINDS:
+        boxes = boxes_in_iou_band(boxes_from_masks(masks), height, width, *BAND_KINDS[kind], generator)
+        return PromptBatch(image_index, boxes=boxes)
+    if kind == "coarse_mask":
+        return PromptBatch(image_index, masks=coarse_masks(masks, mask_size, generator))
     if kind in POINT_KINDS:
         points = points_in_masks(masks, POINT_KINDS[kind], generator)
         return PromptBatch(image_index, points=points, labels=torch.ones(points.shape[:2]))
-    raise ValueError(f"kind: expected gt_box, noisy_box or one of {sorted(POINT_KINDS)}, got {kind!r}")
+    raise ValueError(f"kind: expected one of {', '.join(PROMPT_KINDS)}, got {kind!r}")
