@@ -174,8 +174,9 @@ def coarse_masks(masks: Tensor, size: tuple[int, int], generator: torch.Generato
     )
     blurred = _blurred(coverage, blur.flatten() * coverage.flatten(1).sum(1).sqrt())
     waves = torch.randn(count, 1, COARSE_WAVES, COARSE_WAVES, generator=generator) * COARSE_NOISE
+    waves = F.interpolate(waves, grid, mode="bicubic", align_corners=False)
     blurred = F.interpolate(blurred, size, mode="bilinear", align_corners=False)
-    waves = F.interpolate(waves, size, mode="bicubic", align_corners=False)
+    waves = F.interpolate(waves, size, mode="bilinear", align_corners=False)
     # Of a thin object the blur leaves low values, so levels are relative to the peak.
     peak = blurred.amax((2, 3), keepdim=True)
     relative = blurred / peak

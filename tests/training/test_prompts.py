@@ -141,8 +141,8 @@ def ellipse(height, width, y, x, radius_y, radius_x):
 
 def test_coarse_masks_are_near_the_object_and_as_often_too_large_as_too_small(generator):
     mask = ellipse(200, 256, 110, 90, 40, 60)
-    logits = coarse_masks(mask.expand(400, -1, -1), (256, 256), generator)
-    assert logits.shape == (400, 1, 256, 256)
+    logits = coarse_masks(mask.expand(150, -1, -1), (256, 256), generator)
+    assert logits.shape == (150, 1, 256, 256)
     assert logits.abs().max() <= 10
     assert not (logits[:, :, 200:] > 0).any()  # the padding below the picture
     coarse, framed = logits[:, 0, :200] > 0, mask[None]
