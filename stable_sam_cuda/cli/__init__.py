@@ -2,10 +2,14 @@
 
 from stable_sam_cuda.cli.application import app
 from stable_sam_cuda.cli.doctor import doctor
+from stable_sam_cuda.cli.evaluate import evaluate
 from stable_sam_cuda.cli.options import PromptCommand
 from stable_sam_cuda.cli.segment import segment
+from stable_sam_cuda.cli.train import train
 
 __all__ = ["app"]
 
 app.command(cls=PromptCommand)(segment)
+app.command()(train)
+app.command()(evaluate)
 app.command()(doctor)

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import numpy as np
@@ -28,12 +28,15 @@ class Prediction:
 class Comparison:
     """Predictions of both models, one an object, and milliseconds: ``encoder``, ``sam_decoder``, ``stable_decoder``.
 
-    ``stable`` is None where no plugin was asked for.
+    ``stable`` is None where no plugin was asked for. ``offsets`` are the plugin's raw offsets, (2, H, W) an object, and
+    ``max_offset`` its s_p.
     """
 
     sam: list[Prediction]
     stable: list[Prediction] | None
     milliseconds: dict[str, float]
+    offsets: list[np.ndarray] = field(default_factory=list)
+    max_offset: float = 0.0
 
     @property
     def best(self) -> list[Prediction]:
@@ -76,6 +79,11 @@ def compare_models(
     if plugin is None:
         return Comparison(plain, None, milliseconds)
     stabilize(sam, plugin)
-    plugin_of(sam).backend = backend
+    sampler = plugin_of(sam)
+    sampler.backend = backend
+    # Prompts of one run are of one kind, so the predictor decodes them in their order.
+    offsets: list[np.ndarray] = []
+    hook = sampler.offset_network.register_forward_hook(lambda _, __, out: offsets.extend(out[1].float().cpu().numpy()))
     stable, milliseconds["stable_decoder"] = timed(decode, predictor.device)
-    return Comparison(plain, stable, milliseconds)
+    hook.remove()
+    return Comparison(plain, stable, milliseconds, offsets, sampler.max_offset)

@@ -17,7 +17,7 @@ from stable_sam_cuda.cli.output import Outputs
 from stable_sam_cuda.cli.prompts import ObjectPrompt, make_prompts
 from stable_sam_cuda.picture import read_picture
 from stable_sam_cuda.sam import load_sam
-from stable_sam_cuda.visualize import Panel, compare
+from stable_sam_cuda.visualize import Panel, compare, draw_sampling_points
 
 NO_PLUGIN = "none"
 
@@ -47,6 +47,14 @@ def overlay(picture: Image.Image, comparison: Comparison, prompts: Sequence[Obje
     if comparison.stable is not None:
         panels.append(panel("Stable-SAM", comparison.stable, prompts))
     return compare(picture, [panels])
+
+
+def write_sampling(outputs: Outputs, stem: str, picture: Image.Image, comparison: Comparison) -> None:
+    """Stage one picture an object: where Stable-SAM samples the features of its mask."""
+    for index, (prediction, offsets) in enumerate(zip(comparison.best, comparison.offsets, strict=True)):
+        mask = prediction.masks[int(np.argmax(prediction.scores))]
+        drawn = draw_sampling_points(picture, offsets, comparison.max_offset, mask)
+        outputs.picture(f"{stem}_sampling{numbered(len(comparison.best), index)}.png", drawn)
 
 
 def write_masks(outputs: Outputs, stem: str, comparison: Comparison, prompts: Sequence[ObjectPrompt]) -> list[dict]:
@@ -96,12 +104,17 @@ def segment(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     backend: Annotated[str, typer.Option(help="auto, cuda, triton, cpu or reference.")] = "auto",
     multimask: Annotated[bool, typer.Option("--multimask", help="Three masks of different extent an object.")] = False,
+    sampling: Annotated[
+        bool, typer.Option("--sampling", help="Also draw where Stable-SAM samples the features.")
+    ] = False,
 ) -> None:
     """Segment objects in a photograph from boxes and points, with SAM and with Stable-SAM.
 
     Writes PHOTO_mask.png (0 and 255; numbered where there are several), PHOTO_overlay.png with both models side by
     side, and PHOTO.json with scores, timings and versions; all of them or, after an error, none.
     """
+    if sampling and plugin == NO_PLUGIN:
+        raise ValueError("--sampling: expected a plugin, got --plugin none")
     where = pick_device(device)
     chosen = None if plugin == NO_PLUGIN else backends.choose(backend, where, torch.float32)
     picture = read_picture(photo)
@@ -118,6 +131,8 @@ def segment(
         )
         stem = photo.stem
         outputs.picture(f"{stem}_overlay.png", overlay(picture, comparison, prompts))
+        if sampling:
+            write_sampling(outputs, stem, picture, comparison)
         record = {
             "photo": str(photo),
             "image_size": {"width": picture.width, "height": picture.height},

@@ -104,6 +104,16 @@ def test_multimask_and_points_with_a_box(segment: Segment, out: Path) -> None:
     assert [mask["file"] for mask in entry["masks"]] == masks
 
 
+def test_sampling_points_of_every_object(segment: Segment, out: Path) -> None:
+    result = segment(*BOX, "--box", "100", "0", "200", "150", "--sampling")
+    assert result.exit_code == 0, result.output
+    drawn = [np.asarray(Image.open(out / f"photo_sampling_{number}.png")) for number in (1, 2)]
+    masks = [read_mask(out / f"photo_mask_{number}.png") for number in (1, 2)]
+    assert [picture.shape for picture in drawn] == [(150, 200, 3)] * 2
+    assert not np.array_equal(masks[0], masks[1])
+    assert not np.array_equal(drawn[0], drawn[1])
+
+
 def test_without_a_plugin_it_is_plain_sam(segment: Segment, out: Path) -> None:
     result = segment(*BOX, "--plugin", "none")
     assert result.exit_code == 0, result.output
@@ -148,6 +158,7 @@ def test_the_photo_is_segmented_as_it_is_shown(segment: Segment, out: Path, tmp_
         ([*BOX, "--backend", "fpga"], "backend: expected one of 'auto', 'cuda', 'triton', 'cpu', 'reference', got"),
         ([*BOX, "--plugin", "no_such_plugin"], "got 'no_such_plugin'"),
         ([*BOX, "--plugin", "missing.safetensors"], "which does not exist"),
+        ([*BOX, "--plugin", "none", "--sampling"], "--sampling: expected a plugin, got --plugin none"),
         ([*BOX, "--checkpoint", "missing.safetensors"], "which does not exist"),
     ],
     ids=lambda value: " ".join(value) or "no prompt" if isinstance(value, list) else "",
