@@ -13,7 +13,7 @@ MAX_PIXELS = 100_000_000
 MAX_ASPECT_RATIO = 100
 
 
-def check_size(path: Path, size: tuple[int, int]) -> None:
+def check_size(path: Path, size: tuple[int, int], what: str = "photo") -> None:
     """Refuse a picture too large to unpack or too thin to segment.
 
     Raises:
@@ -22,10 +22,10 @@ def check_size(path: Path, size: tuple[int, int]) -> None:
     width, height = size
     if width * height > MAX_PIXELS:
         raise ValueError(
-            f"photo {path}: expected at most {MAX_PIXELS:,} pixels, got {width:,} x {height:,} = {width * height:,}"
+            f"{what} {path}: expected at most {MAX_PIXELS:,} pixels, got {width:,} x {height:,} = {width * height:,}"
         )
     if max(size) > MAX_ASPECT_RATIO * min(size):
-        raise ValueError(f"photo {path}: expected sides of a ratio up to {MAX_ASPECT_RATIO}:1, got {width} x {height}")
+        raise ValueError(f"{what} {path}: expected sides of a ratio up to {MAX_ASPECT_RATIO}:1, got {width} x {height}")
 
 
 def stretch_to_8_bits(path: Path, values: np.ndarray) -> Image.Image:
@@ -55,8 +55,11 @@ def to_rgb(path: Path, picture: Image.Image) -> Image.Image:
     return picture.convert("RGB")
 
 
-def read_picture(path: Path) -> Image.Image:
-    """The photograph in a file as 8-bit RGB, turned as its EXIF orientation says; the first frame of several.
+def open_picture(path: Path, what: str = "photo") -> Image.Image:
+    """The picture in a file, in its own mode, turned as its EXIF orientation says; the first frame of several.
+
+    Args:
+        what: the picture's role, for the messages.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -64,25 +67,34 @@ def read_picture(path: Path) -> Image.Image:
         OSError: the file cannot be read.
     """
     if not path.exists():
-        raise FileNotFoundError(f"photo {path}: expected a picture file, got a path where no file is")
+        raise FileNotFoundError(f"{what} {path}: expected a picture file, got a path where no file is")
     if path.is_dir():
-        raise ValueError(f"photo {path}: expected a picture file, got a directory")
+        raise ValueError(f"{what} {path}: expected a picture file, got a directory")
     try:
         with warnings.catch_warnings():
             # check_size refuses at a limit of its own; Pillow's warning about its lower one says nothing more.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(path) as picture:
-                check_size(path, picture.size)
+                check_size(path, picture.size, what)
                 picture.load()
-                return to_rgb(path, ImageOps.exif_transpose(picture))
+                return ImageOps.exif_transpose(picture)
     except Image.DecompressionBombError as error:
-        raise ValueError(f"photo {path}: expected at most {MAX_PIXELS:,} pixels, got far more ({error})") from error
+        raise ValueError(f"{what} {path}: expected at most {MAX_PIXELS:,} pixels, got far more ({error})") from error
     except UnidentifiedImageError as error:
         raise ValueError(
-            f"photo {path}: expected a picture (PNG, JPEG, TIFF, WebP, ...), got another kind of file"
+            f"{what} {path}: expected a picture (PNG, JPEG, TIFF, WebP, ...), got another kind of file"
         ) from error
     except PermissionError as error:
-        raise OSError(f"photo {path}: expected a readable file, got: permission denied") from error
+        raise OSError(f"{what} {path}: expected a readable file, got: permission denied") from error
     except (OSError, SyntaxError, EOFError) as error:
         # Pillow's decoders raise any of these on truncated or inconsistent data.
-        raise ValueError(f"photo {path}: expected an undamaged picture, got: {error}") from error
+        raise ValueError(f"{what} {path}: expected an undamaged picture, got: {error}") from error
+
+
+def read_picture(path: Path) -> Image.Image:
+    """The photograph in a file as 8-bit RGB, the right way up.
+
+    Raises:
+        FileNotFoundError, ValueError, OSError: as `open_picture`; or a pixel is NaN or infinite.
+    """
+    return to_rgb(path, open_picture(path))

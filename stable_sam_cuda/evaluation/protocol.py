@@ -9,8 +9,9 @@ from torch import Tensor
 
 from stable_sam_cuda.evaluation.metrics import boundary_iou, mask_iou, stability
 from stable_sam_cuda.sam.predictor import StableSamPredictor
-from stable_sam_cuda.training.dataset import MaskedImage, object_masks
+from stable_sam_cuda.training.dataset import object_masks
 from stable_sam_cuda.training.rts import draw_prompts
+from stable_sam_cuda.training.samples import Sample
 
 KIND_NAMES = {
     "gt_box": "gt_box",
@@ -44,12 +45,12 @@ class ObjectResult:
 @torch.inference_mode()
 def evaluate(
     predictor: StableSamPredictor,
-    samples: Sequence[MaskedImage],
+    samples: Sequence[Sample],
     kinds: Sequence[str],
     *,
     draws: int = 20,
     seed: int = 0,
-    progress: Callable[[MaskedImage], None] = lambda sample: None,
+    progress: Callable[[Sample], None] = lambda sample: None,
 ) -> list[ObjectResult]:
     """Segment every object of ``samples`` with ``draws`` prompts of each kind (the GT box is always the same: one).
 

@@ -1,74 +1,81 @@
-"""Photographs with object masks on disk: ``SET/images/STEM.jpg`` beside ``SET/masks/STEM.png``.
-
-A mask is one 8-bit channel: 0 background, 255 the object of a binary set, or 1..N the objects' ids.
-"""
+"""Data sets of pictures with objects: found, chosen, checked, and framed as SAM sees them."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+from stable_sam_cuda.training.layouts import find_samples
+from stable_sam_cuda.training.samples import Sample
 
 
-@dataclass(frozen=True)
-class MaskedImage:
-    """One picture and its mask on disk; ``name`` is ``SET/STEM``."""
-
-    name: str
-    image: Path
-    mask: Path
-
-    @property
-    def set_name(self) -> str:
-        return self.name.rsplit("/", 1)[0]
-
-    def load(self) -> tuple[np.ndarray, np.ndarray]:
-        """Picture (H, W, 3) RGB uint8 and object ids (H, W) uint8.
-
-        Raises:
-            ValueError: a file cannot be read, or picture and mask differ in size.
-        """
-        image = cv2.imread(str(self.image), cv2.IMREAD_COLOR)
-        ids = cv2.imread(str(self.mask), cv2.IMREAD_GRAYSCALE)
-        if image is None or ids is None:
-            raise ValueError(f"{self.name}: cannot read {self.image if image is None else self.mask}")
-        if image.shape[:2] != ids.shape:
-            raise ValueError(f"{self.name}: picture has size {image.shape[:2]}, its mask {ids.shape}")
-        return cv2.cvtColor(image, cv2.COLOR_BGR2RGB), ids
-
-
-def find_masked_images(root: Path, split: str | None = None) -> list[MaskedImage]:
-    """Every picture with a mask below ``root``: one images/ + masks/ folder, or a tree of them.
+def find_masked_images(root: Path, split: str | None = None, layout: str = "auto") -> list[Sample]:
+    """Every picture with objects below ``root``, in the layouts of `find_samples`.
 
     With ``split``, only the names that ``root/splits.json`` lists under it.
 
     Raises:
-        ValueError: nothing is found, or the split is unknown.
+        ValueError: nothing is found, a name occurs twice, the split or the layout is unknown, or a COCO file is broken.
     """
-    found = {}
-    for folder in sorted(root.rglob("images")):
-        masks = folder.parent / "masks"
-        for image in sorted(folder.iterdir()) if masks.is_dir() else []:
-            mask = masks / f"{image.stem}.png"
-            if image.suffix.lower() in IMAGE_SUFFIXES and mask.is_file():
-                set_name = folder.parent.relative_to(root).as_posix()
-                name = f"{root.name if set_name == '.' else set_name}/{image.stem}"
-                found[name] = MaskedImage(name, image, mask)
-    if split is not None:
-        splits = json.loads((root / "splits.json").read_text())
-        if split not in splits:
-            raise ValueError(f"split: expected one of {sorted(splits)}, got {split!r}")
-        missing = [name for name in splits[split] if name not in found]
-        if missing:
-            raise ValueError(f"split {split!r}: {len(missing)} listed pictures are missing, the first is {missing[0]}")
-        found = {name: found[name] for name in splits[split]}
+    found: dict[str, Sample] = {}
+    for sample in find_samples(root, layout):
+        if sample.name in found:
+            raise ValueError(f"data: expected each name once below {root}, got two pictures named {sample.name}")
+        found[sample.name] = sample
     if not found:
-        raise ValueError(f"data: expected images/ and masks/ folders below {root}, found no picture with a mask")
-    return list(found.values())
+        raise ValueError(
+            f"data: expected images/ and masks/ folders, pairs of .jpg and .png, or a COCO file below {root}, "
+            f"found no picture with a mask (layout {layout})"
+        )
+    if split is None:
+        return list(found.values())
+    names = _splits(root)
+    if split not in names:
+        raise ValueError(f"split: expected one of {sorted(names)}, got {split!r}")
+    missing = [name for name in names[split] if name not in found]
+    if missing:
+        raise ValueError(f"split {split!r}: {len(missing)} listed pictures are missing, the first is {missing[0]}")
+    return [found[name] for name in names[split]]
+
+
+def _splits(root: Path) -> dict[str, list[str]]:
+    path = root / "splits.json"
+    if not path.is_file():
+        raise ValueError(f"split: expected splits named in {path}, got no such file")
+    return json.loads(path.read_text())
+
+
+def check_samples(
+    samples: Sequence[Sample], progress: Callable[[int], None] = lambda count: None
+) -> tuple[list[Sample], list[tuple[str, str]]]:
+    """The samples that can be used, and of the others the name and what is wrong with them.
+
+    Every sample is loaded once, by several threads: a picture or a mask that is missing, damaged or of another size
+    than its counterpart, and a mask without an object, are told here and not after an hour of training.
+    ``progress`` hears of each sample.
+    """
+    good: list[Sample] = []
+    broken: list[tuple[str, str]] = []
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as workers:
+        for sample, fault in zip(samples, workers.map(_fault, samples), strict=True):
+            if fault is None:
+                good.append(sample)
+            else:
+                broken.append((sample.name, fault))
+            progress(1)
+    return good, broken
+
+
+def _fault(sample: Sample) -> str | None:
+    try:
+        _, ids = sample.load()
+    except (ValueError, OSError) as error:
+        return " ".join(str(error).split()).removeprefix(f"{sample.name}: ")
+    return None if ids.any() else "the mask is empty"
 
 
 def object_masks(ids: np.ndarray, minimum_pixels: int = 1) -> list[np.ndarray]:
@@ -99,21 +106,26 @@ def crop_square(
     image_part = cv2.resize(image[top:bottom, left:right], seen, interpolation=interpolation)
     ids_part = cv2.resize(ids[top:bottom, left:right], seen, interpolation=cv2.INTER_NEAREST)
     framed_image = np.zeros((size, size, 3), np.uint8)
-    framed_ids = np.zeros((size, size), np.uint8)
+    framed_ids = np.zeros((size, size), ids.dtype)
     framed_image[: seen[1], : seen[0]] = image_part
     framed_ids[: seen[1], : seen[0]] = ids_part
     return framed_image, framed_ids
 
 
 def choose_samples(
-    root: Path, split: str | None, exclude: Sequence[str] = (), limit: int | None = None, seed: int = 0
-) -> list[MaskedImage]:
+    root: Path,
+    split: str | None,
+    exclude: Sequence[str] = (),
+    limit: int | None = None,
+    seed: int = 0,
+    layout: str = "auto",
+) -> list[Sample]:
     """The pictures of a split without the sets in ``exclude``; with ``limit``, so many of them, drawn by ``seed``.
 
     Raises:
         ValueError: as `find_masked_images`; or nothing is left.
     """
-    samples = [sample for sample in find_masked_images(root, split) if sample.set_name not in exclude]
+    samples = [sample for sample in find_masked_images(root, split, layout) if sample.set_name not in exclude]
     if limit is not None and limit < len(samples):
         picks = np.random.default_rng(seed).choice(len(samples), limit, replace=False)
         samples = [samples[index] for index in sorted(picks)]

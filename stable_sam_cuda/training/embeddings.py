@@ -11,7 +11,8 @@ from segment_anything.modeling import Sam
 from torch import Tensor, nn
 
 from stable_sam_cuda.training.checkpoint import save_bytes
-from stable_sam_cuda.training.dataset import MaskedImage, fit_square
+from stable_sam_cuda.training.dataset import fit_square
+from stable_sam_cuda.training.samples import Sample
 
 FLUSH_EVERY = 32
 
@@ -32,7 +33,7 @@ class EmbeddingCache:
     its embedding has been flushed. A cache of other pictures or of another encoder is refused.
     """
 
-    def __init__(self, folder: Path, sam: Sam, samples: list[MaskedImage]) -> None:
+    def __init__(self, folder: Path, sam: Sam, samples: list[Sample]) -> None:
         """
         Raises:
             ValueError: the folder holds the cache of another encoder or of other pictures.

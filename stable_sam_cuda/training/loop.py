@@ -18,11 +18,12 @@ from segment_anything.modeling import Sam
 from torch import Tensor, distributed, nn
 
 from stable_sam_cuda.training.checkpoint import save_bytes
-from stable_sam_cuda.training.dataset import MaskedImage, fit_square, object_masks
+from stable_sam_cuda.training.dataset import fit_square, object_masks
 from stable_sam_cuda.training.decoding import decode_prompts
 from stable_sam_cuda.training.embeddings import EmbeddingCache
 from stable_sam_cuda.training.losses import mask_overlap, point_sampled_loss
 from stable_sam_cuda.training.rts import ROBUST, PromptMix, draw_kind, draw_prompts
+from stable_sam_cuda.training.samples import Sample
 
 CHECKPOINT = "checkpoint.pt"
 
@@ -165,7 +166,7 @@ class PluginTrainer:
         self.step = state["step"]
 
 
-def load_framed_masks(sample: MaskedImage, size: int) -> Tensor:
+def load_framed_masks(sample: Sample, size: int) -> Tensor:
     """Masks (K, S, S) bool of a picture's objects in SAM's input frame."""
     _, ids = fit_square(*sample.load(), size)
     found = object_masks(ids)

@@ -23,11 +23,12 @@ from stable_sam_cuda.sam.lite import new_sam_lite, set_image_size
 from stable_sam_cuda.training.augment import augmented
 from stable_sam_cuda.training.backbone import load_imagenet_weights
 from stable_sam_cuda.training.checkpoint import load_weights, save_bytes, save_weights
-from stable_sam_cuda.training.dataset import MaskedImage, find_masked_images, fit_square, object_masks
+from stable_sam_cuda.training.dataset import find_masked_images, fit_square, object_masks
 from stable_sam_cuda.training.decoding import PromptBatch, decode_prompts
 from stable_sam_cuda.training.losses import mask_loss, mask_overlap
 from stable_sam_cuda.training.prefetch import prefetched
 from stable_sam_cuda.training.prompts import boxes_from_masks, jittered_boxes, points_in_masks
+from stable_sam_cuda.training.samples import Sample
 
 REGION_SETS = {"bsds500": 0.5, "camvid": 0.4}  # how often a region set is drawn, against 1 for an object set
 POINT_COUNTS = (1, 1, 1, 2, 3, 5, 10)
@@ -46,7 +47,7 @@ class Batch:
 
 
 def draw_batch(
-    samples: list[MaskedImage], size: int, objects: int, rng: np.random.Generator, augment: bool = True
+    samples: list[Sample], size: int, objects: int, rng: np.random.Generator, augment: bool = True
 ) -> Batch:
     """Load ``samples``, frame them, and draw up to ``objects`` objects from each."""
     images, masks, index = [], [], []
@@ -132,7 +133,7 @@ def training_step(sam: Sam, batch: Batch, generator: torch.Generator) -> tuple[T
 
 
 @torch.inference_mode()
-def validate(sam: Sam, samples: list[MaskedImage], size: int) -> dict[str, float]:
+def validate(sam: Sam, samples: list[Sample], size: int) -> dict[str, float]:
     """Mean over pictures of the mean IoU over their objects, in the input frame, by prompt kind."""
     rng, generator = np.random.default_rng(0), torch.Generator().manual_seed(0)
     totals = {"gt_box": [], "1_point": [], "3_points": []}

@@ -9,6 +9,7 @@ import pytest
 
 from stable_sam_cuda.training.augment import augmented
 from stable_sam_cuda.training.dataset import (
+    check_samples,
     choose_samples,
     crop_square,
     find_masked_images,
@@ -58,8 +59,42 @@ def test_mask_of_another_size_or_unreadable_is_named(picture_folder, tmp_path):
     samples = find_masked_images(root)
     with pytest.raises(ValueError, match="ovals/0: picture has size"):
         samples[0].load()
-    with pytest.raises(ValueError, match="ovals/1: cannot read"):
+    with pytest.raises(ValueError, match=r"photo .*ovals/images/1.png: expected a picture"):
         samples[1].load()
+
+
+def test_broken_pairs_are_told_by_name_and_the_others_kept(picture_folder, tmp_path):
+    root = shutil.copytree(picture_folder, tmp_path / "root")
+    ovals = root / "ovals"
+    cv2.imwrite(str(ovals / "masks" / "0.png"), np.ones((3, 3), np.uint8))
+    whole = (ovals / "images" / "1.png").read_bytes()
+    (ovals / "images" / "1.png").write_bytes(whole[: len(whole) // 2])
+    (ovals / "masks" / "2.png").unlink()
+    (ovals / "images" / "3.png").unlink()
+    empty = np.zeros_like(cv2.imread(str(root / "ellipses" / "masks" / "1.png")))
+    cv2.imwrite(str(root / "ellipses" / "masks" / "1.png"), empty)
+    heard = []
+    good, broken = check_samples(find_masked_images(root), heard.append)
+    assert sum(heard) == 8
+    assert [sample.name for sample in good] == ["ellipses/0", "ellipses/2", "ellipses/3"]
+    reasons = dict(broken)
+    assert list(reasons) == ["ellipses/1", "ovals/0", "ovals/1", "ovals/2", "ovals/3"]
+    assert reasons["ellipses/1"] == "the mask is empty"
+    assert "picture has size" in reasons["ovals/0"]
+    assert "expected an undamaged picture" in reasons["ovals/1"]
+    assert "masks/2.png: expected a picture file, got a path where no file is" in reasons["ovals/2"]
+    assert "images/3.jpg: expected a picture file, got a path where no file is" in reasons["ovals/3"]
+    assert not any("\n" in reason for reason in reasons.values())
+
+
+def test_split_without_a_file_of_splits_and_a_name_twice_are_refused(picture_folder, tmp_path):
+    with pytest.raises(ValueError, match="split: expected splits named in"):
+        find_masked_images(picture_folder, "val")
+    root = shutil.copytree(picture_folder / "ovals", tmp_path / "ovals")
+    shutil.copytree(root / "images", root / "im")
+    shutil.copytree(root / "masks", root / "gt")
+    with pytest.raises(ValueError, match="got two pictures named ovals/0"):
+        find_masked_images(root)
 
 
 def test_objects_come_by_id_and_small_ones_can_be_left_out():
