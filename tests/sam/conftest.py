@@ -34,6 +34,15 @@ def _build(encoder_width=64):
     ).eval()
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """On tensors this small, threads that wait for each other take longer than one that works."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def build_small_sam():
     """The function that builds one, of another encoder width if need be."""

@@ -8,6 +8,7 @@ from segment_anything import sam_model_registry
 
 from stable_sam_cuda.sam import load_sam
 from stable_sam_cuda.sam.base_models import base_model_name
+from stable_sam_cuda.sam.lite import new_sam_lite
 
 
 class Poison:
@@ -61,6 +62,7 @@ def test_the_real_models_are_told_apart(build_small_sam):
     for name in ("vit_l", "vit_h"):
         with torch.device("meta"):
             assert base_model_name(sam_model_registry[name]()) == name
+    assert base_model_name(new_sam_lite(image_size=64)) == "sam_lite"
     assert base_model_name(build_small_sam()) is None
 
 

@@ -11,6 +11,7 @@ from torch import nn
 from stable_sam_cuda import DeformableSampler
 from stable_sam_cuda.sam import StableSamPredictor, plugin_of, save_plugin, stabilize, unstabilize
 from stable_sam_cuda.sam.base_models import VIT_NAMES
+from stable_sam_cuda.sam.lite import new_sam_lite
 
 PREFIX = "mask_decoder.transformer.layers.1.plugin."
 PROMPTS = {
@@ -73,42 +74,49 @@ def test_untrained_plugin_leaves_the_results_of_vit_b():
     np.testing.assert_allclose(scores, expected_scores, rtol=0, atol=1e-5)
 
 
-def test_plugin_reaches_the_masks_and_only_the_last_token_to_image_attention(sam, perturb):
+def test_untrained_plugin_leaves_the_results_of_sam_lite(picture):
+    sam = new_sam_lite(image_size=128)
+    predictor = StableSamPredictor(sam)
+    predictor.set_image(picture)
+    expected = predictor.predict(**PROMPTS["box"], return_logits=True)
+    stabilize(sam)
+    for found, wanted in zip(predictor.predict(**PROMPTS["box"], return_logits=True), expected, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
+
+
+def test_plugin_reaches_the_masks_through_the_last_token_to_image_attention_alone(sam, perturb):
     inputs = decoder_inputs(sam)
     seen = {}
 
     def record(name):
-        return lambda module, args, kwargs, output: seen.setdefault(name, []).append(
-            (kwargs["k"].detach().clone(), kwargs["v"].detach().clone())
-        )
+        return lambda module, args, kwargs, output: seen.update({name: kwargs | {"args": args, "output": output}})
 
-    transformer = sam.mask_decoder.transformer
-    modules = {f"layer{i}": layer.cross_attn_token_to_image for i, layer in enumerate(transformer.layers)}
-    modules["final"] = transformer.final_attn_token_to_image
-    for name, module in modules.items():
+    first, last = sam.mask_decoder.transformer.layers
+    recorded = {
+        "first": first,
+        "last": last,
+        "token_to_image": last.cross_attn_token_to_image,
+        "image_to_token": last.cross_attn_image_to_token,
+        "norm4": last.norm4,
+    }
+    for name, module in recorded.items():
         module.register_forward_hook(record(name), with_kwargs=True)
-    keys_into_layer = []
-    transformer.layers[1].register_forward_pre_hook(
-        lambda module, args, kwargs: keys_into_layer.append((kwargs["keys"].clone(), kwargs["key_pe"].clone())),
-        with_kwargs=True,
-    )
-
     with torch.no_grad():
         plain_masks, _ = sam.mask_decoder(**inputs)
+        plain_first = seen["first"]["output"]
         stabilize(sam)
         perturb(plugin_of(sam))
         stable_masks, _ = sam.mask_decoder(**inputs)
+
     assert not torch.allclose(stable_masks, plain_masks, atol=1e-3)
-    plain_layer0, stable_layer0 = seen["layer0"]
-    assert torch.equal(plain_layer0[0], stable_layer0[0])
-    assert torch.equal(plain_layer0[1], stable_layer0[1])
-    # Layer 2 attends to calibrated features, position added to the keys alone.
-    (keys, key_pe), (k, v) = keys_into_layer[1], seen["layer1"][1]
-    assert not torch.allclose(v, keys, atol=1e-2)
-    torch.testing.assert_close(k, v + key_pe)
-    # What the layer hands on is computed from the untouched keys.
-    side = sam.prompt_encoder.image_embedding_size[0]
-    assert keys.shape[1] == side * side
+    for one, other in zip(seen["first"]["output"], plain_first, strict=True):
+        assert torch.equal(one, other)
+    keys, key_pe = seen["last"]["keys"], seen["last"]["key_pe"]
+    calibrated = seen["token_to_image"]["v"]
+    assert not torch.allclose(calibrated, keys, atol=1e-2)
+    assert torch.equal(seen["token_to_image"]["k"], calibrated + key_pe)
+    assert torch.equal(seen["image_to_token"]["q"], keys + key_pe)
+    assert torch.equal(*seen["norm4"]["args"], keys + seen["image_to_token"]["output"])
 
 
 def test_plugin_sees_the_image_in_place_and_the_first_mask_token_after_self_attention(sam):
