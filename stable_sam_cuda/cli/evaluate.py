@@ -12,12 +12,13 @@ from stable_sam_cuda.cli.errors import explain_user_errors
 
 @explain_user_errors
 def evaluate(
-    data: Annotated[Path, typer.Option(help="An images/ + masks/ folder, or a tree of them.")],
+    data: Annotated[Path, typer.Option(help="Pictures with masks: folders, or a tree of them, or a COCO file.")],
     out: Annotated[Path, typer.Option(help="Folder for results.json and results.csv.")],
     model: Annotated[str, typer.Option(help="sam_lite, vit_b, vit_l or vit_h.")] = "sam_lite",
     checkpoint: Annotated[Path | None, typer.Option(help="A local checkpoint of the model.")] = None,
     plugin: Annotated[str, typer.Option(help="auto, none, the name or the path of a plugin.")] = "auto",
     split: Annotated[str | None, typer.Option(help="A split named in the data's splits.json.")] = None,
+    layout: Annotated[str, typer.Option(help="How DATA is laid out: auto, folders, mixed or coco.")] = "auto",
     prompts: Annotated[str, typer.Option(help="Prompt kinds, by commas.")] = "gt_box,noisy_box,1_point,3_points",
     draws: Annotated[int, typer.Option(help="Random prompts a kind, for each object.")] = 20,
     every: Annotated[int, typer.Option(help="Take every n-th picture only.", min=1)] = 1,
@@ -25,6 +26,7 @@ def evaluate(
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
 ) -> None:
     """mIoU, mBIoU and stability ST of a model, by prompt kind and set."""
+    from stable_sam_cuda.cli.samples import usable_samples
     from stable_sam_cuda.evaluation.protocol import evaluate as run_protocol
     from stable_sam_cuda.evaluation.report import paper_table, write_report
     from stable_sam_cuda.sam import StableSamPredictor, load_sam, stabilize
@@ -33,8 +35,8 @@ def evaluate(
     sam = load_sam(model, checkpoint=checkpoint, device=device)
     if plugin != "none":
         stabilize(sam, plugin)
-    samples = find_masked_images(data, split)[::every]
     console = Console()
+    samples = usable_samples(find_masked_images(data, split, layout)[::every], console)
     kinds = [kind.strip() for kind in prompts.split(",")]
     results = []
     predictor = StableSamPredictor(sam)

@@ -13,12 +13,13 @@ from stable_sam_cuda.cli.errors import explain_user_errors
 
 @explain_user_errors
 def train(
-    data: Annotated[Path, typer.Option(help="An images/ + masks/ folder, or a tree of them.")],
+    data: Annotated[Path, typer.Option(help="Pictures with masks: folders, or a tree of them, or a COCO file.")],
     out: Annotated[Path, typer.Option(help="Folder for checkpoint, log and plugin.")],
     model: Annotated[str, typer.Option(help="sam_lite, vit_b, vit_l or vit_h.")] = "sam_lite",
     checkpoint: Annotated[Path | None, typer.Option(help="A local checkpoint of the model.")] = None,
     method: Annotated[str, typer.Option(help="stable, pt, dt, lora or adapter.")] = "stable",
     split: Annotated[str | None, typer.Option(help="A split named in the data's splits.json.")] = None,
+    layout: Annotated[str, typer.Option(help="How DATA is laid out: auto, folders, mixed or coco.")] = "auto",
     exclude: Annotated[str, typer.Option(help="Sets to leave out, by commas.")] = "",
     limit: Annotated[int | None, typer.Option(help="So many pictures only, drawn with the seed.")] = None,
     cache: Annotated[Path | None, typer.Option(help="Folder of the image embeddings; default OUT/embeddings.")] = None,
@@ -35,6 +36,7 @@ def train(
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
 ) -> None:
     """Train with SAM frozen, from cached image embeddings; writes OUT/plugin.safetensors (method stable)."""
+    from stable_sam_cuda.cli.samples import usable_samples
     from stable_sam_cuda.modules import DeformableSampler
     from stable_sam_cuda.sam import load_sam, save_plugin
     from stable_sam_cuda.training.checkpoint import save_bytes
@@ -47,7 +49,8 @@ def train(
     console = Console()
     if not resume and (out / CHECKPOINT).exists():
         raise ValueError(f"out: expected an empty folder, got {out}, which holds a run (--resume continues it)")
-    samples = choose_samples(data, split, [name for name in exclude.split(",") if name], limit, seed)
+    excluded = [name for name in exclude.split(",") if name]
+    samples = usable_samples(choose_samples(data, split, excluded, limit, seed, layout), console)
     sam = load_sam(model, checkpoint=checkpoint, device=device)
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),

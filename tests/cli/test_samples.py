@@ -1,0 +1,39 @@
+"""Broken pictures are said, counted and left out."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from stable_sam_cuda.cli.samples import usable_samples
+from stable_sam_cuda.training.dataset import find_masked_images
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A set whose picture ``bad[1]`` has a mask of another size."""
+    root = tmp_path / "set"
+    for part in ("images", "masks"):
+        (root / part).mkdir(parents=True)
+    for stem, side in (("good", 8), ("bad[1]", 9)):
+        Image.new("RGB", (8, 8)).save(root / "images" / f"{stem}.png")
+        Image.fromarray(np.ones((side, side), np.uint8)).save(root / "masks" / f"{stem}.png")
+    return root
+
+
+def test_each_broken_picture_has_a_line_and_the_rest_is_used(folder):
+    text = io.StringIO()
+    good = usable_samples(find_masked_images(folder), Console(file=text, width=80))
+    assert [sample.name for sample in good] == ["set/good"]
+    assert text.getvalue().splitlines()[-2:] == [
+        "skipped set/bad[1]: picture has size (8, 8), its mask (9, 9)",
+        "1 of 2 pictures skipped",
+    ]
+
+
+def test_nothing_usable_is_an_error_that_names_the_first(folder):
+    (folder / "images" / "good.png").unlink()
+    with pytest.raises(ValueError, match=r"got 2 broken ones; first set/bad\[1\]: picture has size"):
+        usable_samples(find_masked_images(folder), Console(file=io.StringIO()))
