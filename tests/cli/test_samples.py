@@ -35,5 +35,5 @@ def test_each_broken_picture_has_a_line_and_the_rest_is_used(folder):
 
 def test_nothing_usable_is_an_error_that_names_the_first(folder):
     (folder / "images" / "good.png").unlink()
-    with pytest.raises(ValueError, match=r"got 2 broken ones; first set/bad\[1\]: picture has size"):
+    with pytest.raises(ValueError, match=r"got 2 broken ones; the first, set/bad\[1\]: picture has size"):
         usable_samples(find_masked_images(folder), Console(file=io.StringIO()))
