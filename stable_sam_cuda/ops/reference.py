@@ -10,10 +10,12 @@ from torch import Tensor
 def sample_location(undisplaced: Tensor, raw_offset: Tensor, max_offset: float, size: int) -> tuple[Tensor, Tensor]:
     """Integer cell and fraction of ``clamp(p + max_offset * tanh(raw), 0, size - 1)`` along one axis.
 
-    The cell is the floor, so at an integer location the derivative is the right-hand one.
+    The cell is the floor, so at an integer location the derivative is the right-hand one. The clamp is written out
+    because versions of torch differ in the gradient of ``clamp`` at the bounds themselves: here it passes there.
     A NaN offset keeps the undisplaced cell and gets a NaN fraction: its pixel's output is NaN.
     """
-    location = (undisplaced + max_offset * torch.tanh(raw_offset)).clamp(0, size - 1)
+    wanted = undisplaced + max_offset * torch.tanh(raw_offset)
+    location = torch.where(wanted < 0, 0.0, torch.where(wanted > size - 1, float(size - 1), wanted))
     cell = torch.where(location.isnan(), undisplaced, location.detach()).floor()
     return cell.long(), location - cell
 
