@@ -15,9 +15,9 @@ Tensor deformable_sample_cuda(const Tensor& features, const Tensor& offsets, con
   const Tensor output = empty_channels_last(features, {shape.batch, shape.channels, shape.height, shape.width});
   if (output.numel() == 0) return output;
 
-  const bool vectors = allows_vectors(inputs.features, shape.channels) && allows_vectors(output, shape.channels) &&
-                       (!inputs.identity || allows_vectors(*inputs.identity, shape.channels)) &&
-                       (shape.amplitude_channels <= 1 || allows_vectors(*inputs.amplitude, shape.channels));
+  const bool vectors = allow_vectors({&inputs.features, &output, pointer(inputs.identity),
+                                      shape.amplitude_channels > 1 ? pointer(inputs.amplitude) : nullptr},
+                                     shape.channels);
   with_kernel_types(features.scalar_type(), vectors, [&]<typename T, int Width>() {
     ForwardArguments<T> arguments{};
     arguments.features = elements<T>(inputs.features);

@@ -1,6 +1,5 @@
 // Entry point of deformable_sample_backward on CUDA. It is deterministic whether asked to be or not: see
 // gather.cuh and prompt_sums.cuh.
-#include <initializer_list>
 #include <tuple>
 
 #include "backward_launch.cuh"
@@ -55,13 +54,6 @@ T* wanted(const Tensor& gradient) {
   return gradient.numel() == 0 ? nullptr : mutable_elements<T>(gradient);
 }
 
-bool all_allow_vectors(std::initializer_list<const Tensor*> tensors, int64_t channels) {
-  for (const Tensor* tensor : tensors) {
-    if (tensor != nullptr && tensor->numel() != 0 && !allows_vectors(*tensor, channels)) return false;
-  }
-  return true;
-}
-
 }  // namespace
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> deformable_sample_backward_cuda(
@@ -79,10 +71,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> deformable_sample_backward_cu
   const Gradients gradients(inputs, grad_mask);
 
   const bool channel_amplitude = shape.amplitude_channels > 1;
-  const bool vectors = all_allow_vectors({&incoming, &inputs.features, inputs.identity ? &*inputs.identity : nullptr,
-                                          channel_amplitude ? &*inputs.amplitude : nullptr, &gradients.features,
-                                          &gradients.identity, channel_amplitude ? &gradients.amplitude : nullptr},
-                                         shape.channels);
+  const bool vectors = allow_vectors({&incoming, &inputs.features, pointer(inputs.identity),
+                                      channel_amplitude ? pointer(inputs.amplitude) : nullptr, &gradients.features,
+                                      &gradients.identity, channel_amplitude ? &gradients.amplitude : nullptr},
+                                     shape.channels);
   with_kernel_types(features.scalar_type(), vectors, [&]<typename T, int Width>() {
     const int64_t partials = gradients.alpha.numel() == 0 ? 0 : alpha_partials_size(shape, Width);
     const Tensor alpha_partials =

@@ -66,11 +66,16 @@ inline Tensor empty_channels_last(const Tensor& like, std::initializer_list<int6
                               torch::headeronly::MemoryFormat::ChannelsLast);
 }
 
-// Whether every pixel of a channels-last tensor begins at a 16-byte boundary.
-inline bool allows_vectors(const Tensor& tensor, int64_t channels) {
-  const uint64_t pixel_bytes = static_cast<uint64_t>(channels) * tensor.element_size();
-  return pixel_bytes % kVectorBytes == 0 && reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % kVectorBytes == 0;
+// Whether 16-byte accesses along the channels serve all tensors; absent and empty ones do not matter.
+inline bool allow_vectors(std::initializer_list<const Tensor*> tensors, int64_t channels) {
+  for (const Tensor* tensor : tensors) {
+    if (tensor == nullptr || tensor->numel() == 0) continue;
+    if (!allows_vectors(tensor->const_data_ptr(), channels * static_cast<int64_t>(tensor->element_size()))) return false;
+  }
+  return true;
 }
+
+inline const Tensor* pointer(const std::optional<Tensor>& tensor) { return tensor ? &*tensor : nullptr; }
 
 // Calls `function.template operator()<T, Width>()` with the element type and the channels of one access.
 template <typename Function>

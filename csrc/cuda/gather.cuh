@@ -121,8 +121,9 @@ __device__ __forceinline__ void gather(float (&sum)[Width], const CandidateLocat
       ++row;
     }
 
-    unsigned left = group.bits(__ballot_sync(kFullWarp, contributes));
-    while (__any_sync(kFullWarp, left != 0)) {
+    const unsigned votes = __ballot_sync(kFullWarp, contributes);
+    unsigned left = group.bits(votes);
+    for (bool some = votes != 0; some; some = __any_sync(kFullWarp, left != 0)) {
       Pack<T, Width> gradient[kInFlight], modulation[kInFlight];
       float weights[kInFlight];
 #pragma unroll

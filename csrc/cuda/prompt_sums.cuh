@@ -43,6 +43,7 @@ __global__ void __launch_bounds__(kThreadsPerBlock)
   const int pixel = active ? static_cast<int>(target) : 0;
   float* const memory = reinterpret_cast<float*>(block_memory);
 
+#pragma unroll 1
   for (int begin = 0; begin < channels; begin += group.size * Width) {
     const int channel = begin + group.rank * Width;
     const int at = pixel * channels + channel;
@@ -50,6 +51,7 @@ __global__ void __launch_bounds__(kThreadsPerBlock)
 
     if (arguments.grad_features != nullptr) {
       float sum[Width] = {};
+#pragma unroll 1
       for (int64_t b = warp_of_block(); b < shape.batch; b += kWarpsPerBlock) {
         const PromptView<T> prompt(arguments, b);
         const CandidateLocations<T> locations(arguments.offsets, shape, b);
@@ -67,6 +69,7 @@ __global__ void __launch_bounds__(kThreadsPerBlock)
     if (arguments.grad_identity != nullptr) {
       float sum[Width] = {};
       if (active && channel < channels) {
+#pragma unroll 4
         for (int64_t b = warp_of_block(); b < shape.batch; b += kWarpsPerBlock) {
           const PromptView<T> prompt(arguments, b);
           Pack<T, Width> gradient;

@@ -36,6 +36,13 @@ inline bool fits_kernels(const SamplingShape& shape) {
          shape.batch * divide_up(shape.height, kWarpsPerBlock) * shape.width <= kLargest;
 }
 
+constexpr int64_t kVectorBytes = 16;
+
+// Whether every pixel of a channels-last tensor begins at a boundary that 16-byte accesses can use.
+inline bool allows_vectors(const void* data, int64_t pixel_bytes) {
+  return pixel_bytes % kVectorBytes == 0 && reinterpret_cast<uintptr_t>(data) % kVectorBytes == 0;
+}
+
 // `width` channels are one access of one lane.
 inline TilePlan plan_tiles(const SamplingShape& shape, int width) {
   constexpr int64_t kPreferredColumns = 8;

@@ -6,12 +6,12 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#include "tile_plan.h"
+
 namespace stable_sam {
 
-constexpr int kVectorBytes = 16;
-
 template <typename T>
-constexpr int kVectorWidth = kVectorBytes / static_cast<int>(sizeof(T));
+constexpr int kVectorWidth = static_cast<int>(kVectorBytes / sizeof(T));
 
 // Two neighbouring elements, as the hardware converts them in one instruction.
 template <typename T>
