@@ -99,7 +99,9 @@ def _walk_pixels(
     max_offset: float,
 ) -> None:
     device, shape = grad_output.device, inputs.shape
-    tile = pixel_tile(inputs.features, _PIXELS_LOADS)
+    amplitude_per_channel = inputs.amplitude_channels > 1
+    # Such an amplitude adds a load, a store and their registers to each vector of channels: half the pixels.
+    tile = pixel_tile(inputs.features, _PIXELS_LOADS // 2 if amplitude_per_channel else _PIXELS_LOADS)
     tiles = tile_count(shape.height, shape.width, tile)
     alpha_partials = None
     if grad_alpha is not None:
@@ -120,7 +122,7 @@ def _walk_pixels(
         inputs.amplitude,
         shape,
         max_offset,
-        AMPLITUDE_PER_CHANNEL=inputs.amplitude_channels > 1,
+        AMPLITUDE_PER_CHANNEL=amplitude_per_channel,
         CHANNEL_ALIGNMENT=channel_alignment(inputs.features),
         CHANNEL_BLOCK=channel_block(inputs.features),
         TILE_Y=tile[0],

@@ -51,12 +51,6 @@ def _load_location(locations, y, x, valid, shape):
 
 
 @triton.jit
-def _lowest_bit(bits):
-    """Index of the only set bit of each uint32: the exponent of its value in float32. Negative for no bit."""
-    return (bits.to(tl.float32).to(tl.int32, bitcast=True) >> 23) - 127
-
-
-@triton.jit
 def gather_kernel(
     grad_features,  # [1 or B, H, W, C]
     grad_output,  # [B, H, W, C]
@@ -121,13 +115,15 @@ def gather_kernel(
 
             for _ in range(0, rounds):
                 rest = pending & (pending - 1)
-                contributor = first + _lowest_bit(pending ^ rest)
+                # The index of the lowest set bit is the exponent of its value in float32; negative for no bit.
+                lowest = (pending ^ rest).to(tl.float32).to(tl.int32, bitcast=True)
+                contributor = first + (lowest >> 23) - 127
                 found = pending != 0
                 pending = rest
                 source_y = window_y + contributor // WINDOW_WIDTH
                 source_x = window_x + contributor % WINDOW_WIDTH
                 location_y, location_x = _load_location(prompt_locations, source_y, source_x, found, shape)
-                weight = scale * tap_weight(location_y, y) * tap_weight(location_x, x)
+                weight = scale * tap_weight(location_y, location_x, y, x)
                 if amplitude is not None and not AMPLITUDE_PER_CHANNEL:
                     at = amplitude + prompt * shape.amplitude_batch_stride
                     at += source_y.to(tl.int64) * shape.width + source_x

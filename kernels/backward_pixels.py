@@ -101,16 +101,16 @@ def pixels_kernel(
                 grad_sample = grad * channel_amplitude
             top = value_top_left + weight_x * left_to_right_top
             bottom = value_bottom_left + weight_x * left_to_right_bottom
-            if grad_offsets is not None:
-                by_x = left_to_right_top + weight_y * (left_to_right_bottom - left_to_right_top)
-                sum_x += tl.sum(grad_sample * by_x, axis=1)
-                sum_y += tl.sum(grad_sample * (bottom - top), axis=1)
             if NEEDS_SAMPLE:
                 sample = top + weight_y * (bottom - top)
                 sum_sample += tl.sum(grad_sample * sample, axis=1)
                 if AMPLITUDE_PER_CHANNEL and grad_amplitude is not None:
                     product = (grad * sample * sample_scale).to(grad_amplitude.dtype.element_ty)
                     tl.store(grad_amplitude + output_batch_start + own + channel, product, mask=mask)
+            if grad_offsets is not None:
+                by_x = left_to_right_top + weight_y * (left_to_right_bottom - left_to_right_top)
+                sum_x += tl.sum(grad_sample * by_x, axis=1)
+                sum_y += tl.sum(grad_sample * (bottom - top), axis=1)
 
     if grad_offsets is not None:
         scale = pixel_amplitude * sample_scale

@@ -14,9 +14,10 @@ def tanh(x):
     magnitude = tl.abs(x)
     decay = tl.exp(-2.0 * magnitude)
     saturating = (1.0 - decay) / (1.0 + decay)
-    square = tl.where(magnitude < 0.25, x * x, 0.0)
+    small = tl.minimum(magnitude, 0.25)
+    square = small * small
     series = -0.3333333333 + square * (0.1333333333 + square * (-0.0539682540 + square * 0.0218694885))
-    squashed = tl.where(magnitude < 0.25, magnitude * (1.0 + square * series), saturating)
+    squashed = tl.where(magnitude < 0.25, small * (1.0 + square * series), saturating)
     return tl.where(x < 0, -squashed, squashed)
 
 
@@ -68,6 +69,6 @@ def touches(location, position, target):
 
 
 @triton.jit
-def tap_weight(location, target):
-    """Weight of a tap along one axis: bilinear interpolation is the hat function. NaN for a NaN location."""
-    return 1.0 - tl.abs(location - target.to(tl.float32))
+def tap_weight(location_y, location_x, y, x):
+    """Weight of a tap (y, x): bilinear interpolation is the hat function along each axis. NaN for a NaN location."""
+    return (1.0 - tl.abs(location_y - y.to(tl.float32))) * (1.0 - tl.abs(location_x - x.to(tl.float32)))

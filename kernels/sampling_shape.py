@@ -74,7 +74,7 @@ def prepare_inputs(
     alpha = None if alpha is None else alpha.contiguous()
 
     def batch_stride(tensor: Tensor | None) -> int:
-        return 0 if tensor is None or tensor.shape[0] == 1 else tensor[0].numel()
+        return 0 if tensor is None or tensor.shape[0] == 1 else tensor.shape[1:].numel()
 
     given = [tensor for tensor in (features, offsets, identity, alpha, amplitude) if tensor is not None]
     batch = torch.broadcast_shapes(*[tensor.shape[:1] for tensor in given])[0]

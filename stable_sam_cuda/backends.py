@@ -4,14 +4,13 @@
 interpreter), ``reference`` is plain PyTorch and runs everywhere.
 """
 
-import importlib.util
-import os
 import warnings
 from enum import Enum
 
 import torch
 
 from stable_sam_cuda import _extension
+from stable_sam_cuda.ops import triton as triton_kernels
 
 
 class Backend(str, Enum):
@@ -42,10 +41,6 @@ _SUPPORTED_DTYPES = {
 }
 
 
-def _triton_interprets() -> bool:
-    return os.environ.get("TRITON_INTERPRET", "0") == "1"
-
-
 def _find_why_unavailable(backend: Backend) -> str | None:
     if backend is Backend.CPU:
         return _extension.why_missing("_ops_cpu")
@@ -54,11 +49,9 @@ def _find_why_unavailable(backend: Backend) -> str | None:
     if backend is Backend.CUDA:
         missing = _extension.why_missing("_ops_cuda")
         return missing or (None if torch.cuda.is_available() else "torch sees no CUDA device")
-    if importlib.util.find_spec("triton") is None:
-        return "the package triton is not installed"
-    if not torch.cuda.is_available() and not _triton_interprets():
-        return "torch sees no CUDA device, and TRITON_INTERPRET=1 is not set"
-    return None
+    if triton_kernels.why_unavailable() is None and not torch.cuda.is_available() and not triton_kernels.interprets():
+        return "torch sees no CUDA device, and TRITON_INTERPRET=1 was not set when stable_sam_cuda was imported"
+    return triton_kernels.why_unavailable()
 
 
 _UNAVAILABLE = {backend: _find_why_unavailable(backend) for backend in Backend if backend is not Backend.AUTO}
@@ -99,7 +92,7 @@ def _why_unfit(backend: Backend, device_type: str, dtype: torch.dtype) -> str | 
     """Why tensors of this device and dtype cannot go through a backend that is there."""
     fits_device = {
         Backend.CUDA: device_type == "cuda",
-        Backend.TRITON: device_type == "cuda" or (device_type == "cpu" and _triton_interprets()),
+        Backend.TRITON: device_type == "cuda" or (device_type == "cpu" and triton_kernels.interprets()),
         Backend.CPU: device_type == "cpu",
         Backend.REFERENCE: True,
     }[backend]

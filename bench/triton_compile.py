@@ -1,0 +1,134 @@
+"""Compiles every Triton kernel for NVIDIA targets without a GPU and records what ptxas and the disassembler say.
+
+    python bench/triton_compile.py [--targets 80 90] [--output bench/results/compile/triton.json]
+
+Each op is called once a variant on tensors without data, with Triton's launch replaced by its ahead-of-time
+compiler, so what is compiled is what a launch would compile: same specialisation, same block sizes. Recorded for each
+kernel: registers and stack bytes a thread, shared bytes a block, instructions, spilling instructions, and global
+loads and stores by width in bits.
+"""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+os.environ["TRITON_INTERPRET"] = "0"
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, make_backend
+from triton.runtime.jit import JITFunction, create_function_from_signature
+
+from stable_sam_cuda import kernels
+
+DISASSEMBLER = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+BATCH, HEIGHT, WIDTH, MAX_OFFSET = 64, 64, 64, 2.0
+VARIANTS = {  # dtype, channels, channels of the amplitude
+    "bfloat16": (torch.bfloat16, 256, 0),
+    "float16": (torch.float16, 256, 0),
+    "float32": (torch.float32, 256, 0),
+    "bfloat16, amplitude per pixel": (torch.bfloat16, 256, 1),
+    "bfloat16, amplitude per channel": (torch.bfloat16, 256, 256),
+    "float32, amplitude per channel": (torch.float32, 256, 256),
+    "bfloat16, 100 channels": (torch.bfloat16, 100, 0),
+    "float32, 33 channels": (torch.float32, 33, 0),
+}
+
+
+def disassemble(cubin: bytes) -> dict[str, object]:
+    """Resources and memory instructions of one compiled kernel."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        listing = [
+            subprocess.run([DISASSEMBLER, option, file.name], capture_output=True, text=True, check=True).stdout
+            for option in ("-res-usage", "-sass")
+        ]
+    used = dict(re.findall(r"\b(REG|STACK|SHARED|LOCAL):(\d+)", listing[0]))
+    instructions = re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\d+\s+)?([A-Z][A-Z0-9_.]*)", listing[1], re.MULTILINE)
+
+    def widths(operation: str) -> dict[str, int]:
+        """Number of instructions by bits moved: LDG.E.128 moves 128, LDG.E.U16 16, LDG.E 32."""
+        moved = [re.findall(r"\.[US]?(8|16|64|128)\b", name) for name in instructions if name.startswith(operation)]
+        counts = Counter(width[-1] if width else "32" for width in moved)
+        return {width: counts[width] for width in sorted(counts, key=int)}
+
+    return {
+        "registers": int(used["REG"]),
+        "stack_bytes": int(used["STACK"]) + int(used["LOCAL"]),
+        "shared_bytes": int(used["SHARED"]),
+        "instructions": len(instructions),
+        "spills": sum(name.startswith(("LDL", "STL")) for name in instructions),
+        "loads": widths("LDG"),
+        "stores": widths("STG"),
+    }
+
+
+def compile_launches(capability: int, variant: str) -> list[dict[str, object]]:
+    """Call both ops of a variant with launches replaced by compilation for ``sm_<capability>``."""
+    target = GPUTarget("cuda", capability, 32)
+    backend = make_backend(target)
+    record = []
+
+    def compile_instead(kernel: JITFunction, *arguments, grid, warmup, **keywords) -> None:
+        keywords["debug"] = False
+        bind = create_function_from_signature(kernel.signature, kernel.params, backend)
+        bound, specialization, options = bind(*arguments, **keywords)
+        options, signature, constants, attributes = kernel._pack_args(backend, keywords, bound, specialization, options)
+        source = ASTSource(kernel, signature, constants, attributes)
+        compiled = triton.compile(source, target=target, options=options.__dict__)
+        facts = {"target": f"sm_{capability}", "kernel": kernel.__name__.strip("_"), "variant": variant}
+        facts |= {"programs": grid[0], "warps": options.num_warps}
+        record.append(facts | disassemble(compiled.asm["cubin"]))
+
+    dtype, channels, amplitude_channels = VARIANTS[variant]
+
+    def image(batch: int, channels: int) -> torch.Tensor:
+        shape = (batch, channels, HEIGHT, WIDTH)
+        return torch.empty(shape, dtype=dtype, device="meta", memory_format=torch.channels_last)
+
+    features, offsets = image(BATCH, channels), torch.empty((BATCH, 2, HEIGHT, WIDTH), dtype=dtype, device="meta")
+    alpha = torch.empty((BATCH, 2), dtype=dtype, device="meta")
+    amplitude = image(BATCH, amplitude_channels) if amplitude_channels else None
+    real_run, JITFunction.run = JITFunction.run, compile_instead
+    try:
+        inputs = (features, offsets, features, alpha, amplitude, MAX_OFFSET)
+        kernels.deformable_sample(*inputs)
+        kernels.deformable_sample_backward(features, *inputs, 31, True)
+        if not amplitude_channels:  # the sum over prompts does not see the amplitude
+            inputs = (features, offsets, image(1, channels), alpha, None, MAX_OFFSET)
+            kernels.deformable_sample_backward(features, *inputs, 4, True)
+    finally:
+        JITFunction.run = real_run
+    return record
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--targets", nargs="+", type=int, default=[80, 90], metavar="CAPABILITY")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results/compile/triton.json")
+    options = parser.parse_args()
+    record = []
+    for capability in options.targets:
+        for variant in options.variants:
+            record += compile_launches(capability, variant)
+            print(f"sm_{capability}, {variant}: done", file=sys.stderr, flush=True)
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    lines = ",\n".join("  " + json.dumps(facts) for facts in record)
+    versions = json.dumps({"triton": triton.__version__, "torch": torch.__version__})
+    options.output.write_text(f'{{"versions": {versions}, "kernels": [\n{lines}\n]}}\n')
+    for facts in record:
+        line = "{target} {kernel:20} {variant:32} {registers:4} registers {spills:3} spills, loads {loads}"
+        print(line.format(**facts))
+
+
+if __name__ == "__main__":
+    main()
