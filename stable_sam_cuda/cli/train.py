@@ -2,13 +2,18 @@
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from stable_sam_cuda.cli.errors import explain_user_errors
+
+if TYPE_CHECKING:
+    from stable_sam_cuda.training.occluded_images import OccludedImage
+
+SHOWN_OCCLUSIONS = 18
 
 
 @explain_user_errors
@@ -31,6 +36,10 @@ def train(
     amplitude: Annotated[str, typer.Option(help="Reading of the amplitude: conv, location or channel.")] = "conv",
     router_hidden: Annotated[int, typer.Option(help="Width of the router; 0: no router.")] = 32,
     robust: Annotated[bool, typer.Option(help="RTS: all prompt kinds; without it, exact boxes only.")] = True,
+    occlusions: Annotated[int, typer.Option(help="So many pictures with a partly hidden object on top.", min=0)] = 0,
+    occluded_masks: Annotated[
+        str, typer.Option(help="Of hidden objects: visible (the part seen) or whole.")
+    ] = "visible",
     resume: Annotated[bool, typer.Option(help="Continue the run in OUT.")] = False,
     seed: Annotated[int, typer.Option()] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
@@ -41,14 +50,17 @@ def train(
     from stable_sam_cuda.sam import load_sam, save_plugin
     from stable_sam_cuda.training.checkpoint import save_bytes
     from stable_sam_cuda.training.dataset import choose_samples
-    from stable_sam_cuda.training.embeddings import EmbeddingCache
+    from stable_sam_cuda.training.embeddings import EmbeddingCache, JoinedEmbeddings
     from stable_sam_cuda.training.loop import CHECKPOINT, PluginTrainer, TrainingOptions
     from stable_sam_cuda.training.methods import install_method
+    from stable_sam_cuda.training.occluded_images import occluded_images
     from stable_sam_cuda.training.rts import GOOD_BOX_ONLY, ROBUST
 
     console = Console()
     if not resume and (out / CHECKPOINT).exists():
         raise ValueError(f"out: expected an empty folder, got {out}, which holds a run (--resume continues it)")
+    if occluded_masks not in ("visible", "whole"):
+        raise ValueError(f"occluded-masks: expected visible or whole, got {occluded_masks!r}")
     excluded = [name for name in exclude.split(",") if name]
     samples = usable_samples(choose_samples(data, split, excluded, limit, seed, layout), console)
     sam = load_sam(model, checkpoint=checkpoint, device=device)
@@ -57,9 +69,20 @@ def train(
         TextColumn("{task.fields[note]}"),
     )  # fmt: skip
     with Progress(*columns, console=console) as progress:
-        embeddings = EmbeddingCache(cache or out / "embeddings", sam, samples)
-        task = progress.add_task("embeddings", total=len(samples), completed=int(embeddings.done.sum()), note="")
-        embeddings.fill(lambda count: progress.advance(task, count))
+        cache = cache or out / "embeddings"
+        caches = [EmbeddingCache(cache, sam, samples)]
+        if occlusions:
+            task = progress.add_task("occlusions", total=occlusions, note="")
+            hidden = occluded_images(
+                samples, occlusions, seed, whole=occluded_masks == "whole", progress=lambda n: progress.advance(task, n)
+            )
+            _show(hidden[:SHOWN_OCCLUSIONS], out)
+            caches.append(EmbeddingCache(cache / f"occlusions_{occlusions}_{seed}", sam, hidden))
+        embeddings = JoinedEmbeddings(caches)
+        done = sum(int(part.done.sum()) for part in caches)
+        task = progress.add_task("embeddings", total=len(embeddings.samples), completed=done, note="")
+        for part in caches:
+            part.fill(lambda count: progress.advance(task, count))
 
         plugin = None
         if method == "stable":
@@ -84,7 +107,8 @@ def train(
         trainer.run(note)
     record = {
         "method": method, "pictures": len(samples), "split": split, "exclude": exclude, "epochs": epochs,
-        "images": images, "objects": objects, "lr": lr, "robust": robust, "seed": seed, "steps": trainer.steps,
+        "images": images, "objects": objects, "lr": lr, "robust": robust, "occlusions": occlusions,
+        "occluded_masks": occluded_masks, "seed": seed, "steps": trainer.steps,
         "final_loss": round(log.loss, 4), "minutes": round((time.perf_counter() - started) / 60, 2),
     }  # fmt: skip
     if method == "stable":
@@ -96,6 +120,22 @@ def train(
         content = save({name: parameter.detach().contiguous() for name, parameter in parameters.items()})
         save_bytes(out / f"{method}.safetensors", content)
         console.print(f"weights: {out / f'{method}.safetensors'}")
+
+
+def _show(samples: "list[OccludedImage]", out: Path) -> None:
+    """OUT/occlusions.png: the synthetic pictures, and on them what is visible and what is hidden of the target."""
+    from stable_sam_cuda.visualize.contact_sheet import Tile, contact_sheet
+
+    tiles = []
+    for sample in samples:
+        occlusion, mask = sample.occlusion()
+        masks = (occlusion.visible, mask & ~occlusion.visible)
+        tiles += [
+            Tile(occlusion.image, caption=sample.base.name),
+            Tile(occlusion.image, masks, f"{occlusion.hidden:.0%} hidden"),
+        ]
+    out.mkdir(parents=True, exist_ok=True)
+    contact_sheet(tiles, columns=6).save(out / "occlusions.png")
 
 
 class _Log:

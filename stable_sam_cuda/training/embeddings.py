@@ -83,3 +83,22 @@ class EmbeddingCache:
     def __getitem__(self, indices: list[int]) -> Tensor:
         """Embeddings (I, C, h, w) in float32."""
         return torch.from_numpy(self.embeddings[indices]).float()
+
+
+class JoinedEmbeddings:
+    """Several caches one after the other, as one: pictures made later do not ask for the others' embeddings again."""
+
+    def __init__(self, caches: list[EmbeddingCache]) -> None:
+        self.caches = caches
+        self.samples = [sample for cache in caches for sample in cache.samples]
+
+    def __getitem__(self, indices: list[int]) -> Tensor:
+        """Embeddings (I, C, h, w) in float32."""
+        return torch.cat([self._embedding(index) for index in indices])
+
+    def _embedding(self, index: int) -> Tensor:
+        for cache in self.caches:
+            if index < len(cache.samples):
+                return cache[[index]]
+            index -= len(cache.samples)
+        raise IndexError("picture beyond the last one")

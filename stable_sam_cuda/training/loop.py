@@ -4,6 +4,7 @@ Nothing random is carried from step to step: each step's pictures, objects and p
 the step's number, so a run that was killed continues bit for bit, and processes that share a step draw alike.
 """
 
+import hashlib
 import json
 import math
 import time
@@ -20,7 +21,7 @@ from torch import Tensor, distributed, nn
 from stable_sam_cuda.training.checkpoint import save_bytes
 from stable_sam_cuda.training.dataset import fit_square, object_masks
 from stable_sam_cuda.training.decoding import decode_prompts
-from stable_sam_cuda.training.embeddings import EmbeddingCache
+from stable_sam_cuda.training.embeddings import EmbeddingCache, JoinedEmbeddings
 from stable_sam_cuda.training.losses import mask_overlap, point_sampled_loss
 from stable_sam_cuda.training.rts import ROBUST, PromptMix, draw_kind, draw_prompts
 from stable_sam_cuda.training.samples import Sample
@@ -46,7 +47,12 @@ class PluginTrainer:
     """One run of ``train``; ``parameters`` are those that `install_method` returned for ``sam``."""
 
     def __init__(
-        self, sam: Sam, parameters: dict[str, nn.Parameter], cache: EmbeddingCache, out: Path, options: TrainingOptions
+        self,
+        sam: Sam,
+        parameters: dict[str, nn.Parameter],
+        cache: EmbeddingCache | JoinedEmbeddings,
+        out: Path,
+        options: TrainingOptions,
     ) -> None:
         self.sam, self.parameters, self.cache, self.out, self.options = sam, parameters, cache, out, options
         self.rank = distributed.get_rank() if distributed.is_initialized() else 0
@@ -133,6 +139,7 @@ class PluginTrainer:
         state = {
             "step": self.step,
             "options": asdict(self.options),
+            "pictures": self._digest(),
             "parameters": {name: parameter.detach() for name, parameter in self.parameters.items()},
             "optimizer": self.optimizer.state_dict(),
             "schedule": {"last_epoch": self.schedule.last_epoch, "last_lr": self.schedule.get_last_lr()},
@@ -145,7 +152,7 @@ class PluginTrainer:
         """Continue from the folder's checkpoint, if it has one.
 
         Raises:
-            ValueError: the checkpoint belongs to a run with other options or another method.
+            ValueError: the checkpoint belongs to a run with other options, other pictures or another method.
         """
         path = self.out / CHECKPOINT
         if not path.is_file():
@@ -155,6 +162,8 @@ class PluginTrainer:
             raise ValueError(
                 f"out: expected the options of the run in {self.out}, {state['options']}, got {asdict(self.options)}"
             )
+        if state["pictures"] != self._digest():
+            raise ValueError(f"out: the run in {self.out} trains on other pictures; choose an empty folder")
         if list(state["parameters"]) != list(self.parameters):
             raise ValueError(f"out: the run in {self.out} trains other parameters; choose an empty folder")
         with torch.no_grad():
@@ -164,6 +173,10 @@ class PluginTrainer:
         self.schedule.last_epoch = state["schedule"]["last_epoch"]
         self.schedule._last_lr = state["schedule"]["last_lr"]
         self.step = state["step"]
+
+    def _digest(self) -> str:
+        """The pictures' names, in their order, as a digest."""
+        return hashlib.sha256("\n".join(sample.name for sample in self.cache.samples).encode()).hexdigest()
 
 
 def load_framed_masks(sample: Sample, size: int) -> Tensor:

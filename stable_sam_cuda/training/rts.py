@@ -29,7 +29,9 @@ class PromptMix:
     coarse_mask: float = 0.0
 
     def kinds(self) -> tuple[list[str], list[float]]:
-        return list(self.__dict__), list(self.__dict__.values())
+        """The kinds that occur, and their frequencies."""
+        occurring = {kind: frequency for kind, frequency in vars(self).items() if frequency}
+        return list(occurring), list(occurring.values())
 
 
 ROBUST = PromptMix()
@@ -42,7 +44,7 @@ PROMPT_KINDS = ("gt_box", "noisy_box", *BAND_KINDS, *POINT_KINDS, "coarse_mask")
 def draw_kind(mix: PromptMix, generator: torch.Generator) -> str:
     """One prompt kind, by the mix's frequencies."""
     kinds, frequencies = mix.kinds()
-    return kinds[int(torch.multinomial(torch.tensor(frequencies), 1, generator=generator))]
+    return kinds[int(torch.multinomial(torch.tensor(frequencies, dtype=torch.float), 1, generator=generator))]
 
 
 def draw_prompts(

@@ -5,7 +5,7 @@ import torch
 
 from stable_sam_cuda.sam.lite import new_sam_lite
 from stable_sam_cuda.training.dataset import find_masked_images, fit_square
-from stable_sam_cuda.training.embeddings import EmbeddingCache
+from stable_sam_cuda.training.embeddings import EmbeddingCache, JoinedEmbeddings
 
 
 @torch.inference_mode()
@@ -46,3 +46,16 @@ def test_cache_of_another_encoder_or_other_pictures_is_refused(small_sam, pictur
     torch.manual_seed(5)
     with pytest.raises(ValueError, match="another encoder"):
         EmbeddingCache(tmp_path, new_sam_lite("lite0", 64), samples)
+
+
+def test_joined_caches_are_one(small_sam, picture_folder, tmp_path):
+    samples = find_masked_images(picture_folder)
+    caches = [EmbeddingCache(tmp_path / "whole", small_sam, samples)]
+    caches += [EmbeddingCache(tmp_path / str(start), small_sam, samples[start : start + 4]) for start in (0, 4)]
+    for cache in caches:
+        cache.fill()
+    joined = JoinedEmbeddings(caches[1:])
+    assert joined.samples == samples
+    assert torch.equal(joined[[6, 0, 3, 4]], caches[0][[6, 0, 3, 4]])
+    with pytest.raises(IndexError):
+        joined[[8]]

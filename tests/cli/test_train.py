@@ -1,0 +1,65 @@
+"""``stable-sam train`` and ``evaluate`` from end to end, on drawn pictures."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from stable_sam_cuda.cli import app
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six pictures of a bright disc on noise, and one whose mask is missing."""
+    root = tmp_path_factory.mktemp("data") / "discs"
+    rng = np.random.default_rng(0)
+    for part in ("images", "masks"):
+        (root / part).mkdir(parents=True)
+    rows, columns = np.mgrid[:100, :120]
+    for stem in range(7):
+        mask = np.hypot(rows - rng.integers(40, 60), columns - rng.integers(40, 80)) < 25
+        pixels = rng.integers(0, 100, (100, 120, 3)).astype(np.uint8)
+        pixels[mask] = rng.integers(150, 255, 3)
+        Image.fromarray(pixels).save(root / "images" / f"{stem}.png")
+        if stem < 6:
+            Image.fromarray(mask.astype(np.uint8)).save(root / "masks" / f"{stem}.png")
+    return root
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
+
+
+def test_training_with_occlusions_and_evaluating_on_every_kind(data: Path, checkpoint: Path, tmp_path: Path) -> None:
+    weights = ("--checkpoint", checkpoint)
+    out = tmp_path / "run"
+    result = run("train", "--data", data, "--out", out, *weights, "--method", "pt", "--occlusions", 3)
+    assert result.exit_code == 0, result.output
+    assert "skipped discs/6: mask" in result.output
+    assert "1 of 7 pictures skipped" in result.output
+    assert (out / "pt.safetensors").is_file()
+    assert len((out / "log.jsonl").read_text().splitlines()) == 3  # 9 pictures, 4 a step
+    sheet = Image.open(out / "occlusions.png")
+    assert sheet.width > 6 * 240
+
+    refused = run("train", "--data", data, "--out", out, *weights, "--method", "pt", "--resume")
+    assert refused.exit_code == 2
+    assert "trains on other pictures" in refused.output
+
+    kinds = "gt_box,box_50_60,coarse_mask"
+    arguments = ("--plugin", "none", "--prompts", kinds, "--draws", 2, "--every", 3)
+    result = run("evaluate", "--data", data, "--out", tmp_path / "values", *weights, *arguments)
+    assert result.exit_code == 0, result.output
+    objects = json.loads((tmp_path / "values" / "results.json").read_text())["objects"]
+    assert sorted({one["kind"] for one in objects}) == sorted(kinds.split(","))
+    assert len(objects) == 2 * 3
+
+
+def test_an_unknown_layout_and_an_unknown_choice_of_masks_are_refused(data: Path, tmp_path: Path) -> None:
+    result = run("train", "--data", data, "--out", tmp_path, "--layout", "zip")
+    assert (result.exit_code, "layout: expected one of" in result.output) == (2, True)
+    result = run("train", "--data", data, "--out", tmp_path, "--occlusions", 1, "--occluded-masks", "half")
+    assert (result.exit_code, "expected visible or whole" in result.output) == (2, True)
