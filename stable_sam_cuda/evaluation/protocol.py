@@ -73,7 +73,7 @@ def evaluate(
             target = torch.from_numpy(mask)
             for kind in kinds:
                 count = 1 if kind == "gt_box" else draws
-                predicted = _predict(predictor, target, kind, count, _seed(seed, sample.name, index, kind))
+                predicted = _predict(predictor, target, kind, count, prompt_seed(seed, sample.name, index, kind))
                 overlap, outline = mask_iou(predicted, target), boundary_iou(predicted, target)
                 results.append(
                     ObjectResult(
@@ -112,7 +112,8 @@ def _predict(predictor: StableSamPredictor, target: Tensor, kind: str, count: in
     return torch.cat(parts)
 
 
-def _seed(*parts: object) -> int:
+def prompt_seed(*parts: object) -> int:
+    """A seed that follows from the parts alone, on every machine."""
     return int.from_bytes(repr(parts).encode(), "big") % (2**61 - 1)
 
 

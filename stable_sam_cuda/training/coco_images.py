@@ -25,13 +25,14 @@ class NotCocoError(ValueError):
 
 @dataclass(frozen=True)
 class CocoImage:
-    """One picture of a COCO file; ``annotations`` are those of its objects, crowds left out."""
+    """One picture of a COCO file; ``annotations`` are those of its objects, ``crowds`` those of groups of them."""
 
     name: str
     image: Path
     height: int
     width: int
     annotations: tuple[Annotation, ...]
+    crowds: tuple[Annotation, ...] = ()
 
     @property
     def set_name(self) -> str:
@@ -121,9 +122,9 @@ def find_coco_images(path: Path, set_name: str) -> list[CocoImage]:
 
 def _images_with_objects(content: dict[str, Any], path: Path, set_name: str) -> list[CocoImage]:
     objects: dict[Any, list[Annotation]] = defaultdict(list)
+    crowds: dict[Any, list[Annotation]] = defaultdict(list)
     for annotation in content["annotations"]:
-        if not annotation.get("iscrowd"):
-            objects[annotation["image_id"]].append(annotation)
+        (crowds if annotation.get("iscrowd") else objects)[annotation["image_id"]].append(annotation)
     entries = [entry for entry in content["images"] if objects[entry["id"]]]
     folder = picture_folder(path, [entry["file_name"] for entry in entries])
     return [
@@ -133,6 +134,7 @@ def _images_with_objects(content: dict[str, Any], path: Path, set_name: str) -> 
             entry["height"],
             entry["width"],
             tuple(objects[entry["id"]]),
+            tuple(crowds[entry["id"]]),
         )
         for entry in entries
     ]

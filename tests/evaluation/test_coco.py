@@ -1,0 +1,211 @@
+"""Average precision on a COCO file made by hand, against pycocotools and by cases whose answer is known."""
+
+import contextlib
+import io
+import itertools
+import json
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pycocotools import mask as pycoco_mask
+from pycocotools.coco import COCO as PyCoco  # noqa: N811 (the name of the other library's)
+from pycocotools.cocoeval import COCOeval
+
+from stable_sam_cuda.evaluation.coco import average_precision, segment_boxes
+from stable_sam_cuda.training.coco_images import find_coco_images
+from stable_sam_cuda.training.prompts import box_iou
+
+HEIGHT, WIDTH = 200, 260
+SQUARES = {  # (image, category): x, y, width, height
+    (1, 1): [(20, 20, 60, 60), (120, 30, 80, 40)],
+    (1, 7): [(100, 100, 100, 95)],
+    (2, 1): [(0, 0, 50, 50), (210, 150, 50, 50), (80, 80, 20, 20)],
+}
+
+
+def polygon(x, y, width, height):
+    return [[x, y, x + width, y, x + width, y + height, x, y + height]]
+
+
+def run_lengths(mask):
+    return pycoco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+
+
+def rectangle(x, y, width, height):
+    mask = np.zeros((HEIGHT, WIDTH), bool)
+    mask[max(0, y) : y + height, max(0, x) : x + width] = True
+    return mask
+
+
+@pytest.fixture
+def coco_file(tmp_path):
+    annotations = [
+        {"image_id": image, "category_id": category, "bbox": list(box), "segmentation": polygon(*box), "iscrowd": 0}
+        for (image, category), boxes in SQUARES.items()
+        for box in boxes
+    ]
+    crowd = run_lengths(rectangle(140, 10, 100, 60))
+    crowd["counts"] = crowd["counts"].decode()
+    annotations.append({"image_id": 2, "category_id": 1, "bbox": [140, 10, 100, 60], "segmentation": crowd})
+    annotations[-1]["iscrowd"] = 1
+    for number, annotation in enumerate(annotations, 1):
+        annotation["id"] = number
+        annotation["area"] = annotation["bbox"][2] * annotation["bbox"][3]
+    images = [{"id": number, "file_name": f"{number}.png", "height": HEIGHT, "width": WIDTH} for number in (1, 2)]
+    for image in images:
+        Image.new("RGB", (WIDTH, HEIGHT), (80, 90, 100)).save(tmp_path / image["file_name"])
+    categories = [{"id": 1, "name": "one"}, {"id": 7, "name": "seven"}]
+    path = tmp_path / "annotations.json"
+    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    return path
+
+
+@pytest.fixture
+def images(coco_file):
+    return find_coco_images(coco_file, "tiny")
+
+
+def detections(images, change):
+    """One result an object: the mask that ``change`` makes of x, y, width, height, and its score."""
+    results = []
+    for image in images:
+        for number, annotation in enumerate(image.annotations):
+            mask, score = change(*annotation["bbox"], number)
+            found = {"image_id": annotation["image_id"], "category_id": annotation["category_id"]}
+            results.append({**found, "segmentation": run_lengths(mask), "score": score})
+    return results
+
+
+def by_pycocotools(path, results):
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = PyCoco(str(path))
+        evaluation = COCOeval(truth, truth.loadRes([dict(result) for result in results]), "segm")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return [100 * value if value >= 0 else math.nan for value in evaluation.stats[:6]]
+
+
+def test_perfect_masks_have_100_percent(images):
+    found = average_precision(images, detections(images, lambda *box: (rectangle(*box[:4]), 0.5)))
+    for values in found.values():
+        assert values == pytest.approx(dict.fromkeys(values, 100.0))
+
+
+def test_empty_masks_and_no_masks_have_none(images):
+    empty = detections(images, lambda *box: (rectangle(0, 0, 0, 0), 0.5))
+    for results in (empty, []):
+        assert all(value == 0 for values in average_precision(images, results).values() for value in values.values())
+
+
+def test_shifted_masks_have_less_and_the_farther_the_less(images):
+    precisions = []
+    for shift in (0, 4, 8, 60):
+        results = detections(images, lambda x, y, *rest, by=shift: (rectangle(x + by, y, *rest[:2]), 0.5))
+        precisions.append(average_precision(images, results)["score_1"]["ap"])
+    assert precisions[0] == pytest.approx(100)
+    assert all(one > other for one, other in itertools.pairwise(precisions))
+    assert precisions[-1] == 0
+
+
+def test_agrees_with_pycocotools_whatever_the_masks_and_scores(coco_file, images):
+    rng = np.random.default_rng(0)
+
+    def change(x, y, width, height, number):
+        dx, dy, dw, dh = rng.integers(-12, 13, 4)
+        box = (x + dx, y + dy, max(1, width + dw), max(1, height + dh))
+        return rectangle(*(int(value) for value in box)), float(rng.random())
+
+    for _ in range(20):
+        results = detections(images, change)
+        found = average_precision(images, results)
+        assert list(found["predicted_iou"].values()) == pytest.approx(by_pycocotools(coco_file, results), nan_ok=True)
+        equal = [{**result, "score": 1.0} for result in results]
+        assert list(found["score_1"].values()) == pytest.approx(by_pycocotools(coco_file, equal), nan_ok=True)
+
+
+def test_a_mask_on_a_crowd_counts_neither_for_nor_against(images):
+    results = detections(images, lambda *box: (rectangle(*box[:4]), 0.5))
+    on_crowd = {"image_id": 2, "category_id": 1, "segmentation": run_lengths(rectangle(150, 20, 80, 40)), "score": 0.9}
+    on_nothing = {**on_crowd, "segmentation": run_lengths(rectangle(20, 120, 40, 40))}
+    assert average_precision(images, [*results, on_crowd])["predicted_iou"]["ap"] == pytest.approx(100)
+    assert average_precision(images, [*results, on_nothing])["predicted_iou"]["ap"] < 99
+
+
+def test_scores_decide_between_two_masks_of_a_category(images):
+    """A wrong mask that is sure of itself costs more than one that is not."""
+
+    def change(sure):
+        return lambda x, y, width, height, number: (
+            (rectangle(200, 0, 5, 5), sure) if number == 1 else (rectangle(x, y, width, height), 0.5)
+        )
+
+    wrong_first, wrong_last = (
+        average_precision(images, detections(images, change(sure)))["predicted_iou"]["ap"] for sure in (0.9, 0.1)
+    )
+    assert wrong_first < wrong_last < 100
+
+
+class FillingPredictor:
+    """Answers each box with the filled box; remembers the boxes."""
+
+    device = torch.device("cpu")
+    transform = SimpleNamespace(apply_boxes_torch=lambda boxes, size: boxes)
+
+    def __init__(self):
+        self.boxes = []
+
+    def set_image(self, image):
+        self.size = image.shape[:2]
+
+    def predict_torch(self, points, labels, boxes, multimask_output):
+        assert points is None and labels is None and not multimask_output
+        self.boxes.append(boxes)
+        rows, columns = torch.arange(self.size[0]) + 0.5, torch.arange(self.size[1]) + 0.5
+        x0, y0, x1, y1 = boxes[:, :, None, None].unbind(1)
+        masks = (columns > x0) & (columns < x1) & (rows[:, None] > y0) & (rows[:, None] < y1)
+        return masks[:, None], torch.full((len(boxes), 1), 0.7), None
+
+
+def test_true_boxes_are_coco_boxes_and_the_predicted_iou_is_the_score(images):
+    predictor = FillingPredictor()
+    results = segment_boxes(predictor, images)
+    assert average_precision(images, results)["predicted_iou"]["ap"] == pytest.approx(100)
+    assert [result["score"] for result in results] == pytest.approx([0.7] * 6)
+    assert [result["category_id"] for result in results] == [1, 1, 7, 1, 1, 1]
+    assert predictor.boxes[0].tolist() == [[20, 20, 80, 80], [120, 30, 200, 70], [100, 100, 200, 195]]
+
+
+@pytest.mark.parametrize(("band", "passing"), [((0.5, 0.6), (1, 2)), ((0.6, 0.7), (3, 4))], ids=str)
+def test_boxes_of_a_band_pass_the_thresholds_below_it(band, passing, images):
+    """A model that fills its box passes 0.50 (and 0.55, 0.60, 0.65) of the ten thresholds, and none above the band."""
+    predictor = FillingPredictor()
+    results = segment_boxes(predictor, images, band=band, seed=3)
+    truth = torch.tensor([annotation["bbox"] for image in images for annotation in image.annotations]).float()
+    truth[:, 2:] += truth[:, :2]
+    overlap = box_iou(torch.cat(predictor.boxes), truth)
+    assert band[0] <= overlap.min()
+    assert overlap.max() <= band[1]
+    precision = average_precision(images, results)["score_1"]
+    assert 10 * (passing[0] - 1) < precision["ap"] <= 10 * passing[1]
+    assert precision["ap75"] == 0
+
+
+def test_boxes_follow_from_the_seed_alone(images):
+    def boxes(order, seed):
+        predictor = FillingPredictor()
+        segment_boxes(predictor, order, band=(0.5, 0.6), seed=seed)
+        return predictor.boxes
+
+    assert all(map(torch.equal, boxes(images, 1), boxes(images[::-1], 1)[::-1]))
+    assert not any(map(torch.equal, boxes(images, 1), boxes(images, 2)))
+
+
+def test_object_without_a_box_is_named(images):
+    del images[1].annotations[2]["bbox"]
+    with pytest.raises(ValueError, match="tiny/2: annotation 6: expected a bbox of four, got None"):
+        segment_boxes(FillingPredictor(), images)
