@@ -25,9 +25,9 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
-	@echo "==> one sloppy box, from the command line"
-	$(BIN)/stable-sam segment examples/coffee.png --box 150 60 420 320 --out demo_output
-	@echo "==> the same cup from several jittered boxes"
+	@echo "==> one box, from the command line"
+	$(BIN)/stable-sam segment examples/coffee.png --box 77 18 481 389 --out demo_output
+	@echo "==> three photographs, each from many sloppy boxes"
 	$(BIN)/python examples/demo.py --out demo_output
 
 test: lint
