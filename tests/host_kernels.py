@@ -17,7 +17,7 @@ COMPILE = ["g++", "-std=c++20", "-O1", "-g1", "-Wall", "-Wextra", "-Wno-unknown-
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 
 
-class KernelFault(Exception):
+class KernelError(Exception):
     """The host build stopped: what AddressSanitizer, UndefinedBehaviorSanitizer or the shim said."""
 
 
@@ -93,10 +93,12 @@ class HostKernels:
         arrays = [pixels(grad_output), pixels(features), memory_of(offsets), pixels(identity), alpha, pixels(amplitude)]
         case, results = self.folder / "case", self.folder / "results"
         case.write_bytes(header + shape + b"".join(counted_bytes(array) for array in arrays))
-        environment = dict(os.environ, ASAN_OPTIONS="detect_stack_use_after_return=0", UBSAN_OPTIONS="print_stacktrace=1")
+        environment = dict(
+            os.environ, ASAN_OPTIONS="detect_stack_use_after_return=0", UBSAN_OPTIONS="print_stacktrace=1"
+        )
         done = subprocess.run([self.program, case, results], capture_output=True, text=True, env=environment)
         if done.returncode != 0:
-            raise KernelFault(done.stderr)
+            raise KernelError(done.stderr)
 
         image = (height, width, channels)
         if grad_output is None:

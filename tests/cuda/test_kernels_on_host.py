@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from host_kernels import ROOT, HostKernels, KernelFault, build
+from host_kernels import ROOT, HostKernels, KernelError, build
 from sample_inputs import (
     CASES,
     NAMES,
@@ -159,7 +159,7 @@ def faulty_kernels(tmp_path_factory: pytest.TempPathFactory) -> HostKernels:
 
 def test_a_planted_tap_past_the_end_is_found(faulty_kernels: HostKernels) -> None:
     case = Case("planted", batch=1, routed=False)
-    with pytest.raises(KernelFault, match="heap-buffer-overflow"):
+    with pytest.raises(KernelError, match="heap-buffer-overflow"):
         faulty_kernels.forward(make_inputs(case, torch.float32), case.max_offset)
 
 
