@@ -22,13 +22,16 @@ def evaluate(
     prompts: Annotated[str, typer.Option(help="Prompt kinds, by commas.")] = "gt_box,noisy_box,1_point,3_points",
     draws: Annotated[int, typer.Option(help="Random prompts a kind, for each object.")] = 20,
     every: Annotated[int, typer.Option(help="Take every n-th picture only.", min=1)] = 1,
+    average_precision: Annotated[
+        bool, typer.Option(help="Also COCO's mAP, for gt_box, box_50_60 and box_60_70; DATA is a COCO file.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Seed of the prompts.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
 ) -> None:
     """mIoU, mBIoU and stability ST of a model, by prompt kind and set."""
     from stable_sam_cuda.cli.samples import usable_samples
     from stable_sam_cuda.evaluation.protocol import evaluate as run_protocol
-    from stable_sam_cuda.evaluation.report import paper_table, write_report
+    from stable_sam_cuda.evaluation.report import paper_table, precision_table, write_report
     from stable_sam_cuda.sam import StableSamPredictor, load_sam, stabilize
     from stable_sam_cuda.training.dataset import find_masked_images
 
@@ -52,5 +55,14 @@ def evaluate(
         "seed": seed,
         "pictures": len(samples),
     }
+    if average_precision:
+        from stable_sam_cuda.evaluation.coco import precision_by_kind
+
+        with console.status("average precision"):
+            precisions = precision_by_kind(predictor, samples, kinds, seed=seed)
+        if not precisions:
+            raise ValueError(f"prompts: expected gt_box, box_50_60 or box_60_70 for --average-precision, got {prompts}")
+        description["average_precision"] = precisions
+        console.print(precision_table(precisions))
     write_report(results, out, description)
     console.print(paper_table(results, f"{model}, plugin {plugin}, {draws} draws"))

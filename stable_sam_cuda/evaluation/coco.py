@@ -19,9 +19,40 @@ from stable_sam_cuda.picture import read_picture
 from stable_sam_cuda.sam.predictor import StableSamPredictor
 from stable_sam_cuda.training.coco_images import Annotation, CocoImage
 from stable_sam_cuda.training.prompts import boxes_in_iou_band
+from stable_sam_cuda.training.rts import BAND_KINDS
+from stable_sam_cuda.training.samples import Sample
 
+BOX_BANDS = {"gt_box": None, **BAND_KINDS}  # prompt kinds whose masks can be judged so, and the IoU of their boxes
 STATISTICS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
 Detection = dict[str, Any]
+
+
+def precision_by_kind(
+    predictor: StableSamPredictor,
+    samples: Sequence[Sample],
+    kinds: Sequence[str],
+    *,
+    seed: int = 0,
+    progress: Callable[[CocoImage], None] = lambda image: None,
+) -> dict[str, dict[str, dict[str, float]]]:
+    """`average_precision` for each of ``kinds`` that is in `BOX_BANDS`: kind -> score -> statistic -> percent.
+
+    Raises:
+        ValueError: a sample is no picture of a COCO file, or as `segment_boxes`.
+        OSError: a picture cannot be read.
+    """
+    images = [sample for sample in samples if isinstance(sample, CocoImage)]
+    if len(images) < len(samples):
+        raise ValueError(
+            f"data: expected pictures of a COCO file, got {len(samples) - len(images)} of {len(samples)} without one"
+        )
+    return {
+        kind: average_precision(
+            images, segment_boxes(predictor, images, band=BOX_BANDS[kind], seed=seed, progress=progress)
+        )
+        for kind in kinds
+        if kind in BOX_BANDS
+    }
 
 
 def segment_boxes(

@@ -27,6 +27,16 @@ def paper_table(results: Sequence[ObjectResult], title: str) -> Table:
     return table
 
 
+def precision_table(precisions: dict[str, dict[str, dict[str, float]]]) -> Table:
+    """COCO's average precision in percent: a row a prompt kind and score, a column a statistic."""
+    first = next(iter(precisions.values()))
+    table = Table("boxes", "score", *first["score_1"], title="COCO average precision of the masks")
+    for kind, by_score in precisions.items():
+        for score, values in by_score.items():
+            table.add_row(kind, score, *(f"{value:.1f}" for value in values.values()))
+    return table
+
+
 def write_report(results: Sequence[ObjectResult], folder: Path, description: dict[str, Any]) -> None:
     """``results.json`` (description, summary, every object) and ``results.csv`` (every object) in ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)

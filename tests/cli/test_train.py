@@ -58,6 +58,24 @@ def test_training_with_occlusions_and_evaluating_on_every_kind(data: Path, check
     assert len(objects) == 2 * 3
 
 
+def test_average_precision_on_a_coco_file(data: Path, checkpoint: Path, tmp_path: Path) -> None:
+    square = {"bbox": [30, 40, 50, 40], "segmentation": [[30, 40, 80, 40, 80, 80, 30, 80]], "category_id": 1}
+    content = {
+        "images": [{"id": 5, "file_name": "0.png", "height": 100, "width": 120}],
+        "annotations": [{**square, "id": 1, "image_id": 5, "area": 2000, "iscrowd": 0}],
+    }
+    path = data / "images" / "squares.json"
+    path.write_text(json.dumps(content))
+    arguments = ("--checkpoint", checkpoint, "--plugin", "none", "--prompts", "gt_box,box_50_60", "--draws", 2)
+    result = run("evaluate", "--data", path, "--out", tmp_path, *arguments, "--average-precision")
+    assert result.exit_code == 0, result.output
+    assert "COCO average precision" in result.output
+    record = json.loads((tmp_path / "results.json").read_text())
+    assert set(record["average_precision"]) == {"gt_box", "box_50_60"}
+    assert 0 <= record["average_precision"]["box_50_60"]["predicted_iou"]["ap"] <= 100
+    assert {one["set_name"] for one in record["objects"]} == {"squares"}
+
+
 def test_an_unknown_layout_and_an_unknown_choice_of_masks_are_refused(data: Path, tmp_path: Path) -> None:
     result = run("train", "--data", data, "--out", tmp_path, "--layout", "zip")
     assert (result.exit_code, "layout: expected one of" in result.output) == (2, True)

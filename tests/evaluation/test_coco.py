@@ -15,9 +15,10 @@ from pycocotools import mask as pycoco_mask
 from pycocotools.coco import COCO as PyCoco  # noqa: N811 (the name of the other library's)
 from pycocotools.cocoeval import COCOeval
 
-from stable_sam_cuda.evaluation.coco import average_precision, segment_boxes
+from stable_sam_cuda.evaluation.coco import average_precision, precision_by_kind, segment_boxes
 from stable_sam_cuda.training.coco_images import find_coco_images
 from stable_sam_cuda.training.prompts import box_iou
+from stable_sam_cuda.training.samples import MaskedImage
 
 HEIGHT, WIDTH = 200, 260
 SQUARES = {  # (image, category): x, y, width, height
@@ -209,3 +210,13 @@ def test_object_without_a_box_is_named(images):
     del images[1].annotations[2]["bbox"]
     with pytest.raises(ValueError, match="tiny/2: annotation 6: expected a bbox of four, got None"):
         segment_boxes(FillingPredictor(), images)
+
+
+def test_kinds_with_boxes_are_judged_and_pictures_without_a_coco_file_refused(images, tmp_path):
+    precisions = precision_by_kind(FillingPredictor(), images, ["1_point", "gt_box", "box_60_70"])
+    assert list(precisions) == ["gt_box", "box_60_70"]
+    assert precisions["gt_box"]["score_1"]["ap"] == pytest.approx(100)
+    assert 20 < precisions["box_60_70"]["predicted_iou"]["ap"] <= 40
+    other = MaskedImage("set/a", tmp_path / "a.png", tmp_path / "a.png")
+    with pytest.raises(ValueError, match="data: expected pictures of a COCO file, got 1 of 3 without one"):
+        precision_by_kind(FillingPredictor(), [*images, other], ["gt_box"])

@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from pycocotools import mask as pycoco_mask
 
 from stable_sam_cuda.evaluation.metrics import boundary_iou, mask_boundary, mask_iou, stability
 
@@ -13,7 +14,7 @@ def random_masks(count, height, width, seed):
     rng = np.random.default_rng(seed)
     noise = rng.random((count, height, width)).astype(np.float32)
     smooth = np.stack([cv2.GaussianBlur(layer, (0, 0), rng.uniform(0.3, 4)) for layer in noise])
-    masks = smooth > np.quantile(smooth, rng.random(count), axis=(1, 2)).diagonal()[:, None, None]
+    masks = np.stack([layer > np.quantile(layer, part) for layer, part in zip(smooth, rng.random(count), strict=True)])
     masks[0], masks[-1] = False, True
     return torch.from_numpy(masks)
 
@@ -47,6 +48,19 @@ def test_iou_equals_set_arithmetic():
         )
         union = first | second
         assert value.item() == pytest.approx(len(first & second) / len(union) if union else 1.0, abs=1e-6)
+
+
+def test_iou_equals_pycocotools_on_10000_masks():
+    predicted, target = (random_masks(10_000, 24, 31, seed=seed) for seed in (2, 3))
+
+    def runs(masks):
+        return pycoco_mask.encode(np.asfortranarray(masks.permute(1, 2, 0).numpy().astype(np.uint8)))
+
+    pairs = zip(runs(predicted), runs(target), strict=True)
+    expected = torch.tensor([pycoco_mask.iou([one], [other], [0])[0, 0] for one, other in pairs])
+    both_empty = ~(predicted | target).any((1, 2))  # 0 / 0 is 0 there, and 1 here
+    expected[both_empty] = 1
+    torch.testing.assert_close(mask_iou(predicted, target), expected.float())
 
 
 @pytest.mark.parametrize(
