@@ -71,14 +71,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> deformable_sample_backward_cu
   const Gradients gradients(inputs, grad_mask);
 
   const bool channel_amplitude = shape.amplitude_channels > 1;
-  const bool vectors = allow_vectors({&incoming, &inputs.features, pointer(inputs.identity),
-                                      channel_amplitude ? pointer(inputs.amplitude) : nullptr, &gradients.features,
-                                      &gradients.identity, channel_amplitude ? &gradients.amplitude : nullptr},
-                                     shape.channels);
+  const bool vectors = allow_vectors(
+      {&incoming, &inputs.features, pointer(inputs.identity), channel_amplitude ? pointer(inputs.amplitude) : nullptr,
+       &gradients.features, &gradients.identity, channel_amplitude ? &gradients.amplitude : nullptr},
+      shape.channels);
   with_kernel_types(features.scalar_type(), vectors, [&]<typename T, int Width>() {
     const int64_t partials = gradients.alpha.numel() == 0 ? 0 : alpha_partials_size(shape, Width);
-    const Tensor alpha_partials =
-        torch::stable::new_empty(features, {partials}, torch::headeronly::ScalarType::Float);
+    const Tensor alpha_partials = torch::stable::new_empty(features, {partials}, torch::headeronly::ScalarType::Float);
 
     BackwardArguments<T> arguments{};
     arguments.grad_output = elements<T>(incoming);

@@ -70,7 +70,8 @@ inline Tensor empty_channels_last(const Tensor& like, std::initializer_list<int6
 inline bool allow_vectors(std::initializer_list<const Tensor*> tensors, int64_t channels) {
   for (const Tensor* tensor : tensors) {
     if (tensor == nullptr || tensor->numel() == 0) continue;
-    if (!allows_vectors(tensor->const_data_ptr(), channels * static_cast<int64_t>(tensor->element_size()))) return false;
+    if (!allows_vectors(tensor->const_data_ptr(), channels * static_cast<int64_t>(tensor->element_size())))
+      return false;
   }
   return true;
 }

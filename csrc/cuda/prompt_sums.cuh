@@ -31,8 +31,7 @@ __device__ __forceinline__ void sum_over_warps(float (&sum)[Width], float* memor
 // Gradients of inputs of batch 1, each where its pointer is not null: a group of lanes a pixel, the same
 // pixels in every warp of a block, each warp taking every kWarpsPerBlock-th prompt.
 template <typename T, int Width, bool ChannelAmplitude>
-__global__ void __launch_bounds__(kThreadsPerBlock)
-    sum_over_prompts_kernel(const BackwardArguments<T> arguments) {
+__global__ void __launch_bounds__(kThreadsPerBlock) sum_over_prompts_kernel(const BackwardArguments<T> arguments) {
   const SamplingShape& shape = arguments.shape;
   const LaneGroup group(arguments.plan.group_log2);
   const CandidateWalk walk(group, arguments.window);

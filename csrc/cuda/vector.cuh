@@ -98,9 +98,7 @@ struct Pack {
   __device__ __forceinline__ void load(const T* source) { bits = __ldg(reinterpret_cast<const uint4*>(source)); }
 
   // Read once: leave the caches to those who come again.
-  __device__ __forceinline__ void load_once(const T* source) {
-    bits = __ldcs(reinterpret_cast<const uint4*>(source));
-  }
+  __device__ __forceinline__ void load_once(const T* source) { bits = __ldcs(reinterpret_cast<const uint4*>(source)); }
 
   __device__ __forceinline__ void store_once(T* target) const { __stcs(reinterpret_cast<uint4*>(target), bits); }
 

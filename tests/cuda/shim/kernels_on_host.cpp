@@ -158,8 +158,8 @@ int main(int count, char** words) {
   Header header;
   file.read(reinterpret_cast<char*>(&header), sizeof(header));
   Inputs inputs;
-  for (Array* array : {&inputs.grad_output, &inputs.features, &inputs.offsets, &inputs.identity, &inputs.alpha,
-                       &inputs.amplitude}) {
+  for (Array* array :
+       {&inputs.grad_output, &inputs.features, &inputs.offsets, &inputs.identity, &inputs.alpha, &inputs.amplitude}) {
     *array = Array::read(file, header.misalignment);
   }
   shim::run_backwards(header.backwards != 0);

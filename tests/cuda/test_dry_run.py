@@ -1,0 +1,48 @@
+"""The script that waits for a GPU, rehearsed without one."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def rehearse(folder: Path, *words: str) -> tuple[subprocess.CompletedProcess[str], dict]:
+    environment = os.environ | {"OUT": str(folder), "PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": ""}
+    command = [ROOT / "bench" / "on_gpu.sh", "--dry-run", *words]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    (record,) = folder.glob("*.json")
+    return done, json.loads(record.read_text())
+
+
+@pytest.mark.slow
+def test_every_part_runs_or_says_why_not(tmp_path: Path) -> None:
+    done, record = rehearse(tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    statuses = {name: part["status"] for name, part in record["parts"].items()}
+    ran = dict.fromkeys(("build", "tests", "benchmark", "fuzz"), "passed")
+    assert statuses == ran | {"sanitizer": "left out", "profile": "left out"}
+    for name in ("sanitizer", "profile"):
+        for command in record["parts"][name]["commands"].values():
+            assert command["reason"] == "needs a CUDA device"
+    measured = {(r["provider"], r["mode"]) for r in record["sampler"]["records"] if "microseconds" in r}
+    assert {("cpu", "forward"), ("cpu", "backward"), ("eager", "forward"), ("eager", "backward")} <= measured
+    assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".md", ".log"}
+
+
+def test_time_that_is_up_is_said(tmp_path: Path) -> None:
+    done, record = rehearse(tmp_path, "--seconds", "1", "--parts", "fuzz")
+    assert done.returncode == 1
+    assert record["parts"]["fuzz"]["status"] == "not begun: out of time"
+
+
+def test_without_a_gpu_and_without_a_rehearsal_nothing_is_claimed(tmp_path: Path) -> None:
+    environment = os.environ | {"OUT": str(tmp_path), "PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([ROOT / "bench" / "on_gpu.sh"], env=environment, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "no CUDA device" in done.stderr
+    assert not list(tmp_path.iterdir())
