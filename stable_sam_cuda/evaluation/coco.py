@@ -140,7 +140,7 @@ def _statistics(images: Sequence[CocoImage], detections: Sequence[Detection]) ->
 
 def _truth(images: Sequence[CocoImage]) -> dict[str, Any]:
     """The objects of ``images`` as a COCO file's content, numbered anew, with the fields that COCO's tools need."""
-    annotations = []
+    annotations: list[Annotation] = []
     for image in images:
         for place, annotation in enumerate(image.annotations):
             area = annotation.get("area") or float(image.mask(place).sum())

@@ -166,7 +166,7 @@ def coarse_masks(masks: Tensor, size: tuple[int, int], generator: torch.Generato
     count, height, width = masks.shape
     side = max(height, width)
     framed = F.pad(masks.float(), (0, side - width, 0, side - height))
-    grid = [max(1, length // COARSE_STRIDE) for length in size]
+    grid = (max(1, size[0] // COARSE_STRIDE), max(1, size[1] // COARSE_STRIDE))
     coverage = F.adaptive_avg_pool2d(framed[:, None], grid)
     random = torch.rand(2, count, 1, 1, 1, generator=generator)
     blur, level = (
