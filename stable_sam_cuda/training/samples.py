@@ -68,9 +68,9 @@ class MaskedImage:
 def read_ids(path: Path, binary: bool = False) -> np.ndarray:
     """Object ids (H, W), uint8 or uint16, of a mask file.
 
-    Grey values of 8, 16 or 32 bits, and the entries of a palette, are ids. But where the brightest is 255 and others
-    lie in `MATTE_VALUES`, the mask is one object with soft edges, as anti-aliasing and JPEG leave them. Of such a
-    mask, and of a ``binary`` one, the object is what is brighter than half the brightest value.
+    Grey values of 8, 16 or 32 bits, and the entries of a palette, are ids. But where the brightest of 8 bits is 255
+    and others lie in `MATTE_VALUES`, the mask is one object with soft edges, as anti-aliasing and JPEG leave them. Of
+    such a mask, and of a ``binary`` one, the object is what is brighter than half the brightest value.
 
     Raises:
         ValueError, OSError: the file cannot be read, or holds colours or fractions, which name no object.
@@ -79,7 +79,8 @@ def read_ids(path: Path, binary: bool = False) -> np.ndarray:
     found = np.unique(values)
     brightest = found[-1]
     low, high = MATTE_VALUES
-    if binary or (brightest == 255 and ((found >= low) & (found <= high)).any()):
+    soft = values.dtype == np.uint8 and brightest == 255 and ((found >= low) & (found <= high)).any()
+    if binary or soft:
         return (values > brightest / 2).astype(np.uint8)
     if found[0] < 0 or brightest > np.iinfo(np.uint16).max:
         if len(found) > np.iinfo(np.uint16).max:

@@ -71,6 +71,11 @@ def test_soft_edges_are_one_object_and_no_ids(name, tmp_path):
     assert (ids == expected).mean() > 0.995
 
 
+def test_ids_of_16_bits_may_be_any(tmp_path):
+    many = np.arange(600, dtype=np.uint16).reshape(20, 30) % 256
+    assert (read_ids(saved(tmp_path, Image.fromarray(many))) == many).all()
+
+
 def test_void_of_255_beside_few_ids_stays_an_id(tmp_path):
     """Pascal VOC: 1 to 20 are objects, 255 the seam between them."""
     voc = IDS.copy()
