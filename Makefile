@@ -3,7 +3,7 @@
 #   make demo     segment a photograph with SAM and Stable-SAM, from good and from sloppy boxes
 #   make test     style and all tests
 #   make lint     style only
-#   make bench    the benchmarks that this machine can run
+#   make bench    the benchmarks that this machine can run, each verified before it is timed
 #   make clean    remove what was built; the environment stays
 #   make distclean  remove the environment, too
 #
@@ -41,7 +41,10 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/clang-format --dry-run --Werror $(filter %.h %.cuh %.cpp %.cu,$(COMPILED_SOURCES))
 
 bench: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest bench
+	@set -e; for benchmark in $(wildcard bench/cpu_*.py); do echo "==> $$benchmark"; $(BIN)/python $$benchmark; done
+	@if $(BIN)/python -c "import sys, torch; sys.exit(not torch.cuda.is_available())"; \
+	then PYTHON=$(BIN)/python bench/on_gpu.sh; \
+	else echo "==> no CUDA device: bench/on_gpu.sh was not run"; fi
 
 $(VENV)/.created:
 	@echo "==> environment in $(VENV)"
