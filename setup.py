@@ -42,7 +42,7 @@ X86_INSTRUCTION_SETS = {
 }
 
 
-class BuildSkipped(Exception):
+class BuildSkippedError(Exception):
     """A library cannot be built here; the message says why, for `doctor` and for the build log."""
 
 
@@ -52,30 +52,30 @@ def host_compiler() -> list[str]:
         words = shlex.split(command or "")
         if words and shutil.which(words[0]):
             return words
-    raise BuildSkipped("no C++ compiler was found (looked at $CXX, c++, g++, clang++)")
+    raise BuildSkippedError("no C++ compiler was found (looked at $CXX, c++, g++, clang++)")
 
 
 def import_torch():
     try:
         import torch
     except ImportError as error:
-        raise BuildSkipped(f"torch could not be imported while building: {error}") from error
+        raise BuildSkippedError(f"torch could not be imported while building: {error}") from error
     return torch
 
 
 def cuda_compiler(torch) -> tuple[str, str]:
     """Path and version of an nvcc that fits torch."""
     if torch.version.cuda is None:
-        raise BuildSkipped(f"torch {torch.__version__} was built without CUDA")
+        raise BuildSkippedError(f"torch {torch.__version__} was built without CUDA")
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     nvcc = shutil.which("nvcc", path=str(Path(home, "bin"))) if home else shutil.which("nvcc")
     nvcc = nvcc or shutil.which("nvcc", path="/usr/local/cuda/bin")
     if nvcc is None:
-        raise BuildSkipped("nvcc was not found (looked at $CUDA_HOME, $PATH, /usr/local/cuda)")
+        raise BuildSkippedError("nvcc was not found (looked at $CUDA_HOME, $PATH, /usr/local/cuda)")
     banner = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
     version = re.search(r"release (\d+\.\d+)", banner)[1]
     if version.split(".")[0] != torch.version.cuda.split(".")[0]:
-        raise BuildSkipped(f"nvcc {version} does not fit torch's CUDA {torch.version.cuda}: major versions differ")
+        raise BuildSkippedError(f"nvcc {version} does not fit torch's CUDA {torch.version.cuda}: major versions differ")
     return nvcc, version
 
 
@@ -94,7 +94,7 @@ def gencode_flags(architectures: list[str]) -> list[str]:
     for entry in architectures:
         match = re.fullmatch(r"(\d+)\.(\d[af]?)(\+PTX)?", entry)
         if match is None:
-            raise BuildSkipped(f"TORCH_CUDA_ARCH_LIST: expected entries such as 9.0 or 9.0+PTX, got {entry!r}")
+            raise BuildSkippedError(f"TORCH_CUDA_ARCH_LIST: expected entries such as 9.0 or 9.0+PTX, got {entry!r}")
         number = match[1] + match[2]
         flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
         if match[3]:
@@ -106,14 +106,13 @@ def run(command: list[str]) -> None:
     print(shlex.join(command), flush=True)
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
-        raise BuildSkipped(f"{Path(command[0]).name} failed:\n{(done.stderr or done.stdout).strip()[-4000:]}")
+        raise BuildSkippedError(f"{Path(command[0]).name} failed:\n{(done.stderr or done.stdout).strip()[-4000:]}")
 
 
-def compile_objects(jobs: list[tuple[Path, Path, list[str]]]) -> list[str]:
-    """Run the (source, object, command) jobs, skipping objects newer than the source and every header."""
-    headers_changed = max(
-        p.stat().st_mtime for p in [*ROOT.glob("csrc/**/*.h"), *ROOT.glob("csrc/**/*.cuh"), Path(__file__)]
-    )
+def compile_objects(jobs: list[tuple[Path, Path, list[str]]], directory: str) -> list[str]:
+    """Run the (source, object, command) jobs, skipping objects newer than the source and all it may include."""
+    headers = [path for folder in ("csrc", f"csrc/{directory}") for path in ROOT.glob(f"{folder}/*.*h")]
+    headers_changed = max(path.stat().st_mtime for path in [*headers, Path(__file__)])
 
     def compile_one(job: tuple[Path, Path, list[str]]) -> str:
         source, target, command = job
@@ -143,7 +142,7 @@ class BuildOperations(build_ext):
         output.unlink(missing_ok=True)
         try:
             facts = {"_ops_cpu": self.build_cpu, "_ops_cuda": self.build_cuda}[name](output)
-        except BuildSkipped as error:
+        except BuildSkippedError as error:
             if BUILD_MODE == "force":
                 raise SystemExit(f"STABLE_SAM_BUILD=force: {name} cannot be built: {error}") from error
             print(f"{name} is not built: {error}", flush=True)
@@ -166,7 +165,7 @@ class BuildOperations(build_ext):
             for name, instruction_flags in variants.items():
                 command = [*compiler, *flags, *instruction_flags, f"-DSTABLE_SAM_INSTRUCTION_SET={name}"]
                 jobs.append((source, temporary / f"{source.stem}_{name}.o", command))
-        objects = compile_objects(jobs)
+        objects = compile_objects(jobs, "cpu")
         if sys.platform == "darwin":
             link = ["-dynamiclib", "-undefined", "dynamic_lookup"]
         else:
@@ -189,9 +188,9 @@ class BuildOperations(build_ext):
         ]
         sources = sorted([*ROOT.glob("csrc/cuda/*.cu"), *ROOT.glob("csrc/cuda/*.cpp")])
         if not sources:
-            raise BuildSkipped("this source tree has no CUDA sources")
+            raise BuildSkippedError("this source tree has no CUDA sources")
         temporary = Path(self.build_temp, "cuda")
-        objects = compile_objects([(source, temporary / f"{source.name}.o", command) for source in sources])
+        objects = compile_objects([(source, temporary / f"{source.name}.o", command) for source in sources], "cuda")
         libraries = [f"-L{torch_libraries(torch)}", "-ltorch_cpu", "-ltorch_cuda"]
         run([nvcc, *host, "-shared", "-cudart", "shared", *objects, *libraries, "-o", str(output)])
         return {"built": True, "torch": torch.__version__, "cuda": version, "architectures": architectures}

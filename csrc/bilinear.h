@@ -28,9 +28,10 @@ struct AxisSample {
 // The floor makes the derivative at integer locations the right-hand one. An infinite offset
 // saturates at max_offset; a NaN offset keeps the undisplaced cell, so nothing outside the tensor is
 // read, and its NaN fraction turns the pixel's output into NaN.
+// `squashed` is tanh(raw), apart for kernels that take the tanh of many offsets at a time.
 template <typename T, typename Index>
-STABLE_SAM_HOST_DEVICE AxisSample<T, Index> sample_axis(Index position, T raw, T max_offset, Index size) {
-  const T squashed = std::tanh(raw);
+STABLE_SAM_HOST_DEVICE AxisSample<T, Index> sample_squashed_axis(Index position, T squashed, T max_offset,
+                                                                 Index size) {
   const T wanted = static_cast<T>(position) + max_offset * squashed;
   const T last = static_cast<T>(size - 1);
   const bool inside = wanted >= T(0) && wanted <= last;
@@ -43,6 +44,11 @@ STABLE_SAM_HOST_DEVICE AxisSample<T, Index> sample_axis(Index position, T raw, T
   sample.fraction = location - static_cast<T>(sample.cell);
   sample.slope = (inside || is_nan) ? max_offset * (T(1) - squashed * squashed) : T(0);
   return sample;
+}
+
+template <typename T, typename Index>
+STABLE_SAM_HOST_DEVICE AxisSample<T, Index> sample_axis(Index position, T raw, T max_offset, Index size) {
+  return sample_squashed_axis<T, Index>(position, std::tanh(raw), max_offset, size);
 }
 
 // Weights of the four taps: [cell_y][cell_x], [cell_y][next_x], [next_y][cell_x], [next_y][next_x].

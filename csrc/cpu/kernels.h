@@ -41,8 +41,11 @@ struct BackwardCall {
   bool bypass_cache;
 
   // Where one image's gradient is the sum over prompts, one task walks all prompts in order.
-  bool sums_features() const { return grad_features && inputs.shape.features_batch_stride == 0; }
-  bool sums_identity() const { return grad_identity && inputs.shape.identity_batch_stride == 0; }
+  bool sums_features() const { return grad_features && sums_over_prompts(inputs.shape.features_batch_stride); }
+  bool sums_identity() const { return grad_identity && sums_over_prompts(inputs.shape.identity_batch_stride); }
+
+ private:
+  bool sums_over_prompts(int64_t batch_stride) const { return batch_stride == 0 && inputs.shape.batch != 1; }
 };
 
 // A kernel handles [first, last) of the B * H rows, or of what it says it counts.

@@ -27,11 +27,12 @@ inline bool bypasses_cache(const torch::stable::Tensor& output, int64_t channels
 }
 
 // Asks for huge pages behind a fresh output: 512 times fewer page faults where the kernel grants it, nothing
-// where it does not. Only for sizes that malloc maps anew each time.
+// where it does not. Only for sizes that malloc often maps
+// anew, and never beyond the tensor's own memory.
 inline void prefer_huge_pages(const torch::stable::Tensor& fresh) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr uintptr_t kHugePage = uintptr_t{2} << 20;
-  constexpr int64_t kWorthwhile = int64_t{8} << 20;
+  constexpr int64_t kWorthwhile = int64_t{4} << 20;
   if (bytes_of(fresh) < kWorthwhile) return;
   const auto begin = reinterpret_cast<uintptr_t>(fresh.const_data_ptr());
   const uintptr_t first = (begin + kHugePage - 1) / kHugePage * kHugePage;

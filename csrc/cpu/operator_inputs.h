@@ -22,14 +22,19 @@ struct OperatorInputs {
   OperatorInputs(const Tensor& given_features, const Tensor& given_offsets, const std::optional<Tensor>& given_identity,
                  const std::optional<Tensor>& given_alpha, const std::optional<Tensor>& given_amplitude,
                  double max_offset)
-      : features(given_features), offsets(given_offsets), identity(given_identity), alpha(given_alpha),
-        amplitude(given_amplitude), type(element_type(given_features.scalar_type())) {
+      : features(given_features),
+        offsets(given_offsets),
+        identity(given_identity),
+        alpha(given_alpha),
+        amplitude(given_amplitude),
+        type(element_type(given_features.scalar_type())) {
     const SamplingShape shape = checked_shape(features, offsets, identity, alpha, amplitude, max_offset);
     features = channels_last(features);
     identity = channels_last(identity);
     amplitude = channels_last(amplitude);
     if (alpha) alpha = torch::stable::contiguous(*alpha);
-    raw = {features.const_data_ptr(), offsets.const_data_ptr(), pointer(identity), pointer(alpha),
+    raw = {features.const_data_ptr(), offsets.const_data_ptr(),
+           pointer(identity),         pointer(alpha),
            pointer(amplitude),        shape};
   }
 

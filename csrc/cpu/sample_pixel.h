@@ -1,8 +1,11 @@
 // Where one output pixel samples: shared by the forward and the backward kernels.
 #pragma once
 
+#include <algorithm>
+
 #include "../bilinear.h"
 #include "kernels.h"
+#include "tanh.h"
 #include "vector.h"
 
 namespace stable_sam {
@@ -13,17 +16,30 @@ struct PixelSample {
   AxisSample<Accumulator<T>, int32_t> y, x;
 };
 
+// The samples of the pixels of row y of one prompt, [W].
 template <typename T>
-inline PixelSample<T> locate_pixel(const SampleInputs& inputs, int64_t prompt, int64_t y, int64_t x) {
+inline void locate_row(const SampleInputs& inputs, int64_t prompt, int64_t y, PixelSample<T>* samples) {
   using A = Accumulator<T>;
   const SamplingShape& shape = inputs.shape;
-  const T* offset = static_cast<const T*>(inputs.offsets) + prompt * shape.offsets_batch_stride +
-                    y * shape.offsets_row_stride + x * shape.offsets_column_stride;
+  const T* offsets =
+      static_cast<const T*>(inputs.offsets) + prompt * shape.offsets_batch_stride + y * shape.offsets_row_stride;
   const A max_offset = static_cast<A>(shape.max_offset);
-  return {sample_axis<A, int32_t>(static_cast<int32_t>(y), widen(offset[shape.offsets_axis_stride]), max_offset,
-                                  static_cast<int32_t>(shape.height)),
-          sample_axis<A, int32_t>(static_cast<int32_t>(x), widen(offset[0]), max_offset,
-                                  static_cast<int32_t>(shape.width))};
+  const auto height = static_cast<int32_t>(shape.height), width = static_cast<int32_t>(shape.width);
+  for (int64_t first = 0; first < shape.width; first += kLanes<T>) {
+    const int64_t count = std::min<int64_t>(kLanes<T>, shape.width - first);
+    Vector<T> raw_x{}, raw_y{};
+    for (int64_t lane = 0; lane < count; ++lane) {
+      const T* offset = offsets + (first + lane) * shape.offsets_column_stride;
+      raw_x[lane] = widen(offset[0]);
+      raw_y[lane] = widen(offset[shape.offsets_axis_stride]);
+    }
+    const Vector<T> squashed_x = tanh_of_lanes(raw_x), squashed_y = tanh_of_lanes(raw_y);
+    for (int64_t lane = 0; lane < count; ++lane) {
+      const auto x = static_cast<int32_t>(first + lane);
+      samples[x] = {sample_squashed_axis<A, int32_t>(static_cast<int32_t>(y), squashed_y[lane], max_offset, height),
+                    sample_squashed_axis<A, int32_t>(x, squashed_x[lane], max_offset, width)};
+    }
+  }
 }
 
 // alpha of one prompt; (1, 0) where there is none, and no share of an identity that is not there.
@@ -39,10 +55,11 @@ struct Alpha {
   }
 };
 
-// The C channels of one pixel of a dense [B or 1, H, W, C] tensor.
+// The C channels of one pixel of a dense [B or 1, H, W, C] tensor; null where the tensor is not there.
 template <typename T>
 inline const T* pixel(const void* tensor, const SamplingShape& shape, int64_t batch_stride, int64_t channels,
                       int64_t prompt, int64_t y, int64_t x) {
+  if (tensor == nullptr) return nullptr;
   return static_cast<const T*>(tensor) + prompt * batch_stride + (y * shape.width + x) * channels;
 }
 
@@ -51,12 +68,14 @@ template <typename T, typename Body>
 inline void for_each_vector(int64_t channels, const Body& body) {
   int64_t channel = 0;
   for (; channel + kLanes<T> <= channels; channel += kLanes<T>) {
-    body(channel, [](const auto* source) { return load(source); },
-         [](auto* target, Vector<T> values) { store(target, values); });
+    body(
+        channel, [](const auto* source) { return load(source); },
+        [](auto* target, Vector<T> values) { store(target, values); });
   }
   if (const int64_t rest = channels - channel; rest > 0) {
-    body(channel, [rest](const auto* source) { return load_partial(source, rest); },
-         [rest](auto* target, Vector<T> values) { store_partial(target, values, rest); });
+    body(
+        channel, [rest](const auto* source) { return load_partial(source, rest); },
+        [rest](auto* target, Vector<T> values) { store_partial(target, values, rest); });
   }
 }
 

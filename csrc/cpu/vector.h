@@ -5,6 +5,8 @@
 #include <bit>
 #include <cstdint>
 #include <cstring>
+#include <new>
+#include <type_traits>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -110,8 +112,10 @@ inline Vector<T> load(const T* source) {
   if constexpr (sizeof(T) == 2) {
     HalfWords words;
     std::memcpy(&words, source, sizeof(words));
-    if constexpr (std::is_same_v<T, Half>) return widen_half(words);
-    else return widen_bfloat16(words);
+    if constexpr (std::is_same_v<T, Half>)
+      return widen_half(words);
+    else
+      return widen_bfloat16(words);
   } else {
     Vector<T> values;
     std::memcpy(&values, source, sizeof(values));
@@ -121,9 +125,12 @@ inline Vector<T> load(const T* source) {
 
 template <typename T>
 inline auto in_memory(Vector<T> values) {
-  if constexpr (std::is_same_v<T, Half>) return narrow_half(values);
-  else if constexpr (std::is_same_v<T, BFloat16>) return narrow_bfloat16(values);
-  else return values;
+  if constexpr (std::is_same_v<T, Half>)
+    return narrow_half(values);
+  else if constexpr (std::is_same_v<T, BFloat16>)
+    return narrow_bfloat16(values);
+  else
+    return values;
 }
 
 template <typename T>
@@ -191,6 +198,18 @@ inline T narrow(Accumulator<T> value) {
   store_partial(&result, Vector<T>{} + value, 1);
   return result;
 }
+
+// Scratch memory in which no vector straddles two cache lines.
+template <typename A>
+struct AlignedArray {
+  A* const data;
+
+  explicit AlignedArray(int64_t count)
+      : data(static_cast<A*>(::operator new(count * sizeof(A), std::align_val_t{64}))) {}
+  ~AlignedArray() { ::operator delete(data, std::align_val_t{64}); }
+  AlignedArray(const AlignedArray&) = delete;
+  AlignedArray& operator=(const AlignedArray&) = delete;
+};
 
 template <typename V>
 inline auto sum_of_lanes(V values) {
