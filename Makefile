@@ -26,7 +26,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 demo: $(VENV)/.installed
 	@echo "==> one box, from the command line"
-	$(BIN)/stable-sam segment examples/coffee.png --box 77 18 481 389 --out demo_output
+	$(BIN)/stable-sam segment examples/chelsea.png --box 8 0 405 299 --out demo_output
 	@echo "==> three photographs, each from many sloppy boxes"
 	$(BIN)/python examples/demo.py --out demo_output
 

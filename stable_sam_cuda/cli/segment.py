@@ -77,7 +77,8 @@ def print_summary(record: dict[str, Any], directory: Path) -> None:
         typer.echo(f"mask: {directory / mask['file']}  predicted IoU {mask['score']:.3f}, {mask['pixels']:,} pixels")
     typer.echo(f"overlay: {directory / record['overlay']}")
     timings = ", ".join(f"{name.replace('_', ' ')} {value:.0f} ms" for name, value in record["timings_ms"].items())
-    typer.echo(f"{record['model']} on {record['device']}, backend {record['backend']}: {timings}")
+    backend = record["backend"] or "not used"
+    typer.echo(f"{record['model']} on {record['device']}, backend {backend}: {timings}")
 
 
 @explain_user_errors

@@ -72,11 +72,14 @@ def test_wheel_imports_without_a_compiler(commands: Path, tmp_path: Path) -> Non
 
 
 def test_wheel_segments_a_photo(commands: Path, tmp_path: Path) -> None:
-    photo = str(ROOT / "examples" / "coffee.png")
-    done = outside(commands, "stable-sam", "segment", photo, "--box", "150", "10", "430", "330", folder=tmp_path)
+    photo = str(ROOT / "examples" / "chelsea.png")
+    done = outside(commands, "stable-sam", "segment", photo, "--box", "8", "0", "405", "299", folder=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert Image.open(tmp_path / "coffee_mask.png").size == Image.open(photo).size
-    assert json.loads((tmp_path / "coffee.json").read_text())["backend"] == "cpu"
+    mask = Image.open(tmp_path / "chelsea_mask.png")
+    assert mask.size == Image.open(photo).size
+    assert mask.getpixel((250, 150)) == 255, "the cat's face"
+    assert mask.getpixel((440, 20)) == 0, "the corner behind it"
+    assert json.loads((tmp_path / "chelsea.json").read_text())["backend"] == "cpu"
 
 
 def test_package_without_compiled_operations_explains_itself(
