@@ -38,6 +38,13 @@ class HostKernels:
     program: Path
     folder: Path
 
+    def plan(self, batch: int, height: int, width: int, channels: int, max_offset: float) -> tuple[int, int, int]:
+        """A tile's columns, and rows and columns of its halo: 0 rows where the halo is not kept."""
+        words = [str(word) for word in (batch, height, width, channels, max_offset)]
+        done = subprocess.run([self.program, "plan", *words], capture_output=True, text=True, check=True)
+        columns, halo_rows, halo_columns = map(int, done.stdout.split())
+        return columns, halo_rows, halo_columns
+
     def forward(self, inputs: dict[str, Tensor | None], max_offset: float, **options: int) -> Tensor:
         """The output (B, C, H, W); ``options`` as in _run."""
         (output,) = self._run(inputs, max_offset, None, 0, **options)
@@ -59,8 +66,11 @@ class HostKernels:
         grad_mask: int,
         misalignment: int = 0,
         backwards: int = 0,
+        without_halo: int = 0,
     ) -> list[Tensor | None]:
-        """``misalignment``: bytes by which every array misses a 16-byte boundary; ``backwards``: last thread first."""
+        """``misalignment``: bytes by which every array misses a 16-byte boundary; ``backwards``: last thread first;
+        ``without_halo``: as if a tile's halo were too large for shared memory (no channel amplitude there).
+        """
         features, offsets, identity, alpha, amplitude = (inputs[name] for name in NAMES)
         assert features is not None and offsets is not None
         batch = torch.broadcast_shapes(*[t.shape[:1] for t in inputs.values() if t is not None])[0]
@@ -80,13 +90,14 @@ class HostKernels:
             max_offset,
         )
         header = struct.pack(
-            "<8q",
+            "<9q",
             grad_output is not None,
             features.element_size(),
             features.dtype == torch.bfloat16,
             grad_mask,
             misalignment,
             backwards,
+            without_halo,
             features.shape[0],
             0 if identity is None else identity.shape[0],
         )

@@ -16,7 +16,10 @@ struct GatherWindow {
   int32_t radius;
   int32_t rows;
   int32_t columns;
-  int32_t halo_rows;  // of the union of a tile's windows; 0: too large to keep, locations are computed on the fly
+  int32_t candidates;   // rows x columns
+  int32_t row_step;     // a group of lanes moves on by its size in row-major order:
+  int32_t column_step;  // this many rows and columns
+  int32_t halo_rows;    // of the union of a tile's windows; 0: too large to keep, locations are computed on the fly
   int32_t halo_columns;
 };
 
@@ -57,6 +60,11 @@ inline GatherWindow plan_window(const SamplingShape& shape, const TilePlan& plan
   window.radius = static_cast<int32_t>(radius);
   window.rows = static_cast<int32_t>(std::min(2 * radius + 1, shape.height));
   window.columns = static_cast<int32_t>(std::min(2 * radius + 1, shape.width));
+  window.candidates = window.rows * window.columns;
+  if (window.columns > 0) {
+    window.row_step = (1 << plan.group_log2) / window.columns;
+    window.column_step = (1 << plan.group_log2) % window.columns;
+  }
   const int64_t halo_rows = std::min(2 * radius + kWarpsPerBlock, shape.height);
   const int64_t halo_columns = std::min(2 * radius + plan.columns, shape.width);
   if (halo_rows * halo_columns * kLocationBytes <= kSharedBytes) {

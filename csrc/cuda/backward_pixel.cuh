@@ -27,19 +27,17 @@ struct PixelDots {
 template <typename T, int Width, bool ChannelAmplitude>
 __device__ __forceinline__ PixelDots differentiate_channels(const BackwardArguments<T>& arguments,
                                                             const PromptView<T>& prompt, const LaneGroup& group,
-                                                            const Location& location, int pixel, bool reads_taps,
-                                                            T* __restrict__ grad_identity,
-                                                            T* __restrict__ grad_amplitude) {
+                                                            const Location& location, int pixel, bool reads_taps) {
   const int channels = static_cast<int>(arguments.shape.channels);
   const TapIndices tap(location, static_cast<int>(arguments.shape.width), channels);
   const bool reads_identity = arguments.alpha_partials != nullptr && arguments.identity != nullptr;
   PixelDots dots;
 #pragma unroll 1
-  for (int channel = group.rank * Width; channel < channels; channel += group.size * Width) {
+  for (int channel = group.rank() * Width; channel < channels; channel += group.size() * Width) {
     Pack<T, Width> gradient, untouched, modulation, top_left, top_right, bottom_left, bottom_right;
     const int at = pixel * channels + channel;
     if (reads_identity) untouched.load_once(prompt.identity + at);
-    gradient.load(prompt.grad_output + at);
+    gradient.load(arguments.grad_output + prompt.output_map + at);
     if (ChannelAmplitude) modulation.load(prompt.amplitude + at);
     if (reads_taps) {
       const int from = tap.top_left + channel;
@@ -52,13 +50,13 @@ __device__ __forceinline__ PixelDots differentiate_channels(const BackwardArgume
     float incoming[Width];
     gradient.unpack(incoming);
     if (reads_identity) dots.identity += dot(incoming, untouched);
-    if (grad_identity != nullptr) {
+    if (arguments.grad_identity != nullptr) {
       float scaled[Width];
 #pragma unroll
       for (int i = 0; i < Width; ++i) scaled[i] = prompt.identity_scale * incoming[i];
-      store_once(grad_identity + at, scaled);
+      store_once(arguments.grad_identity + prompt.output_map + at, scaled);
     }
-    if (ChannelAmplitude && grad_amplitude != nullptr) {
+    if (ChannelAmplitude && arguments.grad_amplitude != nullptr) {
       const BilinearWeights<float> weights = bilinear_weights(location.y, location.x);
       float sampled[Width] = {};
       multiply_add(sampled, weights.top_left, top_left);
@@ -67,7 +65,7 @@ __device__ __forceinline__ PixelDots differentiate_channels(const BackwardArgume
       multiply_add(sampled, weights.bottom_right, bottom_right);
 #pragma unroll
       for (int i = 0; i < Width; ++i) sampled[i] *= prompt.sampled_scale * incoming[i];
-      store_once(grad_amplitude + at, sampled);
+      store_once(arguments.grad_amplitude + prompt.output_map + at, sampled);
     }
     if (ChannelAmplitude) multiply(incoming, modulation);
     if (reads_taps) {
@@ -78,21 +76,6 @@ __device__ __forceinline__ PixelDots differentiate_channels(const BackwardArgume
     }
   }
   return dots;
-}
-
-// What the lane that owns a pixel keeps of it until the row is done.
-struct OwnedGradients {
-  float offset_x = 0.0f;
-  float offset_y = 0.0f;
-  float amplitude = 0.0f;
-};
-
-// Sums `value` over each group and gives it to the lane that owns the group's pixel, lane first + number.
-__device__ __forceinline__ void give_to_owner(float& owned, float value, const LaneGroup& group, int first) {
-  const float sum = group.sum(value);
-  const int number = lane_of_warp() - first;
-  const float mine = __shfl_sync(kFullWarp, sum, number * group.size);
-  if (number >= 0 && number < group.groups) owned = mine;
 }
 
 // One lane's part of the gradient of alpha.
@@ -111,56 +94,49 @@ __device__ __forceinline__ AlphaGradient differentiate_row(const BackwardArgumen
   const bool reads_taps =
       arguments.grad_offsets != nullptr || arguments.grad_amplitude != nullptr || arguments.alpha_partials != nullptr;
   const int first_pixel = row * static_cast<int>(shape.width) + tile.first_column;
-  T* const grad_identity = arguments.grad_identity != nullptr
-                               ? arguments.grad_identity + tile.prompt * PromptView<T>::map_size(shape)
-                               : nullptr;
-  T* const grad_amplitude =
-      arguments.grad_amplitude != nullptr
-          ? arguments.grad_amplitude + tile.prompt * (shape.height * shape.width * shape.amplitude_channels)
-          : nullptr;
-
-  const bool owns_pixel = lane_of_warp() < columns;
+  const int plane = static_cast<int>(shape.height * shape.width);
   Location own{};
-  if (owns_pixel) own = locate(arguments.offsets, shape, tile.prompt, row, tile.first_column + lane_of_warp());
-  OwnedGradients owned;
+  if (lane_of_warp() < columns) {
+    own = locate(arguments.offsets, shape, tile.prompt, row, tile.first_column + lane_of_warp());
+  }
   AlphaGradient alpha;
 
-  for (int first = 0; first < columns; first += group.groups) {
-    const int slot = first + group.number;
+#pragma unroll 1
+  for (int first = 0; first < columns; first += group.groups()) {
+    const int slot = first + group.number();
+    const int pixel = first_pixel + slot;
     const bool active = slot < columns;
-    const Location location = location_of_lane(own, slot, shape);
+    const Location location = location_of_lane<true>(own, slot, shape);
     PixelDots dots;
     if (active) {
-      dots = differentiate_channels<T, Width, ChannelAmplitude>(arguments, prompt, group, location, first_pixel + slot,
-                                                                reads_taps, grad_identity, grad_amplitude);
+      dots = differentiate_channels<T, Width, ChannelAmplitude>(arguments, prompt, group, location, pixel, reads_taps);
     }
     if (!reads_taps) continue;
 
     const BilinearWeights<float> weights = bilinear_weights(location.y, location.x);
     const float sampled = weights.top_left * dots.top_left + weights.top_right * dots.top_right +
                           weights.bottom_left * dots.bottom_left + weights.bottom_right * dots.bottom_right;
-    const float modulation = has_pixel_amplitude && active ? to_float(prompt.amplitude[first_pixel + slot]) : 1.0f;
+    const float modulation = has_pixel_amplitude && active ? to_float(prompt.amplitude[pixel]) : 1.0f;
     alpha.sampled += modulation * sampled;
     alpha.identity += dots.identity;
-    if (has_pixel_amplitude) give_to_owner(owned.amplitude, sampled, group, first);
-    give_to_owner(owned.offset_x,
-                  modulation * offset_gradient_x(location.y, location.x, dots.top_left, dots.top_right,
-                                                 dots.bottom_left, dots.bottom_right),
-                  group, first);
-    give_to_owner(owned.offset_y,
-                  modulation * offset_gradient_y(location.y, location.x, dots.top_left, dots.top_right,
-                                                 dots.bottom_left, dots.bottom_right),
-                  group, first);
-  }
 
-  if (owns_pixel && arguments.grad_offsets != nullptr) {
-    const int64_t plane = shape.height * shape.width;
-    T* const grad_offsets = arguments.grad_offsets + tile.prompt * 2 * plane + first_pixel + lane_of_warp();
-    grad_offsets[0] = from_float<T>(prompt.sampled_scale * own.x.slope * owned.offset_x);
-    grad_offsets[plane] = from_float<T>(prompt.sampled_scale * own.y.slope * owned.offset_y);
-  }
-  if (owns_pixel && has_pixel_amplitude && grad_amplitude != nullptr) {
-    grad_amplitude[first_pixel + lane_of_warp()] = from_float<T>(prompt.sampled_scale * owned.amplitude);
+    const bool writes = active && group.rank() == 0;
+    if (has_pixel_amplitude && arguments.grad_amplitude != nullptr) {
+      const float gradient = prompt.sampled_scale * group.sum(sampled);
+      if (writes) arguments.grad_amplitude[int64_t{tile.prompt} * plane + pixel] = from_float<T>(gradient);
+    }
+    if (arguments.grad_offsets != nullptr) {
+      const float scale = prompt.sampled_scale * modulation;
+      const float gradient_x =
+          scale * group.sum(offset_gradient_x(location.y, location.x, dots.top_left, dots.top_right, dots.bottom_left,
+                                              dots.bottom_right));
+      const float gradient_y =
+          scale * group.sum(offset_gradient_y(location.y, location.x, dots.top_left, dots.top_right, dots.bottom_left,
+                                              dots.bottom_right));
+      T* const grad_offsets = arguments.grad_offsets + int64_t{tile.prompt} * 2 * plane + pixel;
+      if (writes) grad_offsets[0] = from_float<T>(gradient_x);
+      if (writes) grad_offsets[plane] = from_float<T>(gradient_y);
+    }
   }
   return alpha;
 }
@@ -168,7 +144,7 @@ __device__ __forceinline__ AlphaGradient differentiate_row(const BackwardArgumen
 // Adds the block's parts in fixed order and writes them as tile `blockIdx.x`; all threads of the block
 // together. `memory` holds two numbers a warp.
 __device__ __forceinline__ void write_alpha_partial(AlphaGradient alpha, float* memory, float* partials) {
-  const LaneGroup whole_warp(kWarpSizeLog2);
+  const LaneGroup whole_warp{kWarpSizeLog2};
   alpha.sampled = whole_warp.sum(alpha.sampled);
   alpha.identity = whole_warp.sum(alpha.identity);
   if (lane_of_warp() == 0) {

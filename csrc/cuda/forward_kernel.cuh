@@ -35,7 +35,7 @@ __global__ void __launch_bounds__(kThreadsPerBlock, kForwardBlocks)
     deformable_sample_kernel(const ForwardArguments<T> arguments) {
   const SamplingShape& shape = arguments.shape;
   const Tile tile(arguments.plan, shape);
-  const LaneGroup group(arguments.plan.group_log2);
+  const LaneGroup group{arguments.plan.group_log2};
   const int width = static_cast<int>(shape.width);
   const int channels = static_cast<int>(shape.channels);
   const int row = tile.first_row + warp_of_block();
@@ -59,9 +59,9 @@ __global__ void __launch_bounds__(kThreadsPerBlock, kForwardBlocks)
   const T* __restrict__ amplitude = arguments.amplitude + tile.prompt * shape.amplitude_batch_stride;
   T* __restrict__ output = arguments.output + tile.prompt * (shape.height * shape.width * shape.channels);
 
-  for (int first = 0; first < tile.columns; first += group.groups) {
-    const int slot = first + group.number;
-    const Location location = location_of_lane(own, slot, shape);
+  for (int first = 0; first < tile.columns; first += group.groups()) {
+    const int slot = first + group.number();
+    const Location location = location_of_lane<false>(own, slot, shape);
     if (slot >= tile.columns) continue;
 
     const int pixel = row * width + tile.first_column + slot;
@@ -71,7 +71,7 @@ __global__ void __launch_bounds__(kThreadsPerBlock, kForwardBlocks)
     if (has_pixel_amplitude) scale *= to_float(amplitude[pixel]);
 
 #pragma unroll 1
-    for (int channel = group.rank * Width; channel < channels; channel += group.size * Width) {
+    for (int channel = group.rank() * Width; channel < channels; channel += group.size() * Width) {
       Pack<T, Width> top_left, top_right, bottom_left, bottom_right, untouched, modulation;
       const int at = pixel * channels + channel;
       if (has_identity) untouched.load_once(identity + at);

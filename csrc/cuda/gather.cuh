@@ -30,7 +30,7 @@ __device__ __forceinline__ int clamp_to(int value, int low, int high) { return m
 template <typename T>
 class CandidateLocations {
  public:
-  __device__ __forceinline__ CandidateLocations(const T* offsets, const SamplingShape& shape, int64_t prompt)
+  __device__ __forceinline__ CandidateLocations(const T* offsets, const SamplingShape& shape, int prompt)
       : offsets_(offsets), shape_(shape), prompt_(prompt) {}
 
   // All threads of the block together.
@@ -55,37 +55,27 @@ class CandidateLocations {
   __device__ __forceinline__ Location at(int row, int column) const {
     if (halo_ == nullptr) return locate(offsets_, shape_, prompt_, row, column);
     const CachedLocation kept = halo_[(row - first_row_) * halo_columns_ + column - first_column_];
-    return {with_unit_slope(kept.cell_y, kept.fraction_y, shape_.height),
-            with_unit_slope(kept.cell_x, kept.fraction_x, shape_.width)};
+    return {axis_sample(kept.cell_y, kept.fraction_y, 0.0f, shape_.height),
+            axis_sample(kept.cell_x, kept.fraction_x, 0.0f, shape_.width)};
   }
 
  private:
   const T* offsets_;
   const SamplingShape& shape_;
-  int64_t prompt_;
+  int prompt_;
   const CachedLocation* halo_ = nullptr;
   int first_row_ = 0;
   int first_column_ = 0;
   int halo_columns_ = 0;
 };
 
-// How the lanes of a group walk through a window, `group.size` candidates at a time: the divisions are made
-// once a thread.
-struct CandidateWalk {
-  int first_row;
-  int first_column;
-  int row_step;
-  int column_step;
-  int candidates;
-  int columns;
+// Where in the window a lane begins: the division is made once a thread.
+struct FirstCandidate {
+  int row;
+  int column;
 
-  __device__ __forceinline__ CandidateWalk(const LaneGroup& group, const GatherWindow& window)
-      : first_row(group.rank / window.columns),
-        first_column(group.rank % window.columns),
-        row_step(group.size / window.columns),
-        column_step(group.size % window.columns),
-        candidates(window.rows * window.columns),
-        columns(window.columns) {}
+  __device__ __forceinline__ FirstCandidate(const LaneGroup& group, const GatherWindow& window)
+      : row(group.rank() / window.columns), column(group.rank() % window.columns) {}
 };
 
 // Adds, for `Width` channels from `channel` on, what one prompt's samples bring to a target pixel of its
@@ -94,41 +84,43 @@ template <typename T, int Width, bool ChannelAmplitude>
 __device__ __forceinline__ void gather(float (&sum)[Width], const CandidateLocations<T>& locations,
                                        const T* __restrict__ grad_output, const T* __restrict__ amplitude,
                                        const SamplingShape& shape, const GatherWindow& window,
-                                       const CandidateWalk& walk, const LaneGroup& group, int target_row,
+                                       const FirstCandidate& start, const LaneGroup& group, int target_row,
                                        int target_column, int channel, bool active) {
   constexpr int kInFlight = 4;
   const int width = static_cast<int>(shape.width);
   const int channels = static_cast<int>(shape.channels);
   const int window_row = clamp_to(target_row - window.radius, 0, static_cast<int>(shape.height) - window.rows);
   const int window_column = clamp_to(target_column - window.radius, 0, width - window.columns);
-  int row = walk.first_row;
-  int column = walk.first_column;
+  int row = start.row;
+  int column = start.column;
 
-  for (int first = 0; first < walk.candidates; first += group.size) {
+#pragma unroll 1
+  for (int first = 0; first < window.candidates; first += group.size()) {
     bool contributes = false;
     float weight = 0.0f;
     const int pixel = (window_row + row) * width + window_column + column;
-    if (active && first + group.rank < walk.candidates) {
+    if (active && first + group.rank() < window.candidates) {
       const Location location = locations.at(window_row + row, window_column + column);
       contributes = touches(location.y, target_row) && touches(location.x, target_column);
       weight = tap_weight(location.y, target_row) * tap_weight(location.x, target_column);
       if (!ChannelAmplitude && amplitude != nullptr && contributes) weight *= to_float(amplitude[pixel]);
     }
-    row += walk.row_step;
-    column += walk.column_step;
-    if (column >= walk.columns) {
-      column -= walk.columns;
+    row += window.row_step;
+    column += window.column_step;
+    if (column >= window.columns) {
+      column -= window.columns;
       ++row;
     }
 
     const unsigned votes = __ballot_sync(kFullWarp, contributes);
     unsigned left = group.bits(votes);
+#pragma unroll 1
     for (bool some = votes != 0; some; some = __any_sync(kFullWarp, left != 0)) {
       Pack<T, Width> gradient[kInFlight], modulation[kInFlight];
       float weights[kInFlight];
 #pragma unroll
       for (int i = 0; i < kInFlight; ++i) {
-        const int contributor = group.number * group.size + (left != 0 ? __ffs(static_cast<int>(left)) - 1 : 0);
+        const int contributor = group.first_lane() + (left != 0 ? __ffs(static_cast<int>(left)) - 1 : 0);
         const int source = __shfl_sync(kFullWarp, pixel, contributor) * channels + channel;
         const float contributed = __shfl_sync(kFullWarp, weight, contributor);
         weights[i] = left != 0 ? contributed : 0.0f;
@@ -158,20 +150,22 @@ __device__ __forceinline__ void gather_row(const BackwardArguments<T>& arguments
   const SamplingShape& shape = arguments.shape;
   const int channels = static_cast<int>(shape.channels);
   const int first_pixel = row * static_cast<int>(shape.width) + tile.first_column;
-  T* const grad_features = arguments.grad_features + tile.prompt * PromptView<T>::map_size(shape);
-  const CandidateWalk walk(group, arguments.window);
+  T* const grad_features = arguments.grad_features + prompt.output_map;
+  const FirstCandidate start(group, arguments.window);
   CandidateLocations<T> locations(arguments.offsets, shape, tile.prompt);
   if (arguments.window.halo_rows > 0) locations.keep_halo(halo_memory, tile, arguments.window);
 
-  for (int first = 0; first < columns; first += group.groups) {
-    const int slot = first + group.number;
+#pragma unroll 1
+  for (int first = 0; first < columns; first += group.groups()) {
+    const int slot = first + group.number();
     const bool active = slot < columns;
 #pragma unroll 1
-    for (int begin = 0; begin < channels; begin += group.size * Width) {
-      const int channel = begin + group.rank * Width;
+    for (int begin = 0; begin < channels; begin += group.size() * Width) {
+      const int channel = begin + group.rank() * Width;
       float sum[Width] = {};
-      gather<T, Width, ChannelAmplitude>(sum, locations, prompt.grad_output, prompt.amplitude, shape, arguments.window,
-                                         walk, group, row, tile.first_column + slot, channel, active);
+      gather<T, Width, ChannelAmplitude>(sum, locations, arguments.grad_output + prompt.output_map, prompt.amplitude,
+                                         shape, arguments.window, start, group, row, tile.first_column + slot, channel,
+                                         active);
       if (active && channel < channels) {
 #pragma unroll
         for (int i = 0; i < Width; ++i) sum[i] *= prompt.sampled_scale;

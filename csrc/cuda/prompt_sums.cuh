@@ -31,33 +31,33 @@ __device__ __forceinline__ void sum_over_warps(float (&sum)[Width], float* memor
 // Gradients of inputs of batch 1, each where its pointer is not null: a group of lanes a pixel, the same
 // pixels in every warp of a block, each warp taking every kWarpsPerBlock-th prompt.
 template <typename T, int Width, bool ChannelAmplitude>
-__global__ void __launch_bounds__(kThreadsPerBlock) sum_over_prompts_kernel(const BackwardArguments<T> arguments) {
+__global__ void __launch_bounds__(kThreadsPerBlock, 2) sum_over_prompts_kernel(const BackwardArguments<T> arguments) {
   const SamplingShape& shape = arguments.shape;
-  const LaneGroup group(arguments.plan.group_log2);
-  const CandidateWalk walk(group, arguments.window);
+  const LaneGroup group{arguments.plan.group_log2};
+  const FirstCandidate start(group, arguments.window);
   const int width = static_cast<int>(shape.width);
   const int channels = static_cast<int>(shape.channels);
-  const int64_t target = static_cast<int64_t>(blockIdx.x) * group.groups + group.number;
+  const int64_t target = static_cast<int64_t>(blockIdx.x) * group.groups() + group.number();
   const bool active = target < shape.height * shape.width;
   const int pixel = active ? static_cast<int>(target) : 0;
   float* const memory = reinterpret_cast<float*>(block_memory);
 
 #pragma unroll 1
-  for (int begin = 0; begin < channels; begin += group.size * Width) {
-    const int channel = begin + group.rank * Width;
+  for (int begin = 0; begin < channels; begin += group.size() * Width) {
+    const int channel = begin + group.rank() * Width;
     const int at = pixel * channels + channel;
     const bool writes = active && channel < channels && warp_of_block() == 0;
 
     if (arguments.grad_features != nullptr) {
       float sum[Width] = {};
 #pragma unroll 1
-      for (int64_t b = warp_of_block(); b < shape.batch; b += kWarpsPerBlock) {
+      for (int b = warp_of_block(); b < shape.batch; b += kWarpsPerBlock) {
         const PromptView<T> prompt(arguments, b);
         const CandidateLocations<T> locations(arguments.offsets, shape, b);
         float gathered[Width] = {};
-        gather<T, Width, ChannelAmplitude>(gathered, locations, prompt.grad_output, prompt.amplitude, shape,
-                                           arguments.window, walk, group, pixel / width, pixel % width, channel,
-                                           active);
+        gather<T, Width, ChannelAmplitude>(gathered, locations, arguments.grad_output + prompt.output_map,
+                                           prompt.amplitude, shape, arguments.window, start, group, pixel / width,
+                                           pixel % width, channel, active);
 #pragma unroll
         for (int i = 0; i < Width; ++i) sum[i] = fmaf(prompt.sampled_scale, gathered[i], sum[i]);
       }
@@ -69,10 +69,10 @@ __global__ void __launch_bounds__(kThreadsPerBlock) sum_over_prompts_kernel(cons
       float sum[Width] = {};
       if (active && channel < channels) {
 #pragma unroll 4
-        for (int64_t b = warp_of_block(); b < shape.batch; b += kWarpsPerBlock) {
+        for (int b = warp_of_block(); b < shape.batch; b += kWarpsPerBlock) {
           const PromptView<T> prompt(arguments, b);
           Pack<T, Width> gradient;
-          gradient.load(prompt.grad_output + at);
+          gradient.load(arguments.grad_output + prompt.output_map + at);
           multiply_add(sum, prompt.identity_scale, gradient);
         }
       }
@@ -85,7 +85,7 @@ __global__ void __launch_bounds__(kThreadsPerBlock) sum_over_prompts_kernel(cons
 // A warp a prompt adds the parts that the prompt's tiles left.
 template <typename T>
 __global__ void __launch_bounds__(kWarpSize) sum_alpha_kernel(const BackwardArguments<T> arguments) {
-  const LaneGroup whole_warp(kWarpSizeLog2);
+  const LaneGroup whole_warp{kWarpSizeLog2};
   const int64_t tiles = static_cast<int64_t>(arguments.plan.tiles_x) * arguments.plan.tiles_y;
   const float* const partials = arguments.alpha_partials + static_cast<int64_t>(blockIdx.x) * tiles * 2;
   float sampled = 0.0f;

@@ -17,7 +17,7 @@ __device__ __forceinline__ int warp_of_block() { return static_cast<int>(threadI
 
 // The part of one prompt's map that a block owns.
 struct Tile {
-  int64_t prompt;
+  int prompt;
   int first_row;
   int first_column;
   int columns;  // of this tile, cut at the map's border
@@ -26,36 +26,36 @@ struct Tile {
     const unsigned tiles_x = static_cast<unsigned>(plan.tiles_x);
     const unsigned tiles = tiles_x * static_cast<unsigned>(plan.tiles_y);
     const unsigned tile = blockIdx.x % tiles;
-    prompt = blockIdx.x / tiles;
+    prompt = static_cast<int>(blockIdx.x / tiles);
     first_row = static_cast<int>(tile / tiles_x) * kWarpsPerBlock;
     first_column = static_cast<int>(tile % tiles_x) * plan.columns;
     columns = min(plan.columns, static_cast<int>(shape.width) - first_column);
   }
 };
 
-// A warp is cut into groups of `size` lanes; each group works on one pixel, its lanes on packs of channels.
+// A warp is cut into groups of lanes; each group works on one pixel, its lanes on packs of channels. Everything
+// follows from the thread's index, so that it need not be kept in registers.
 struct LaneGroup {
-  int size;
-  int rank;    // of the lane in its group
-  int number;  // of the group in its warp
-  int groups;  // in a warp
+  int size_log2;
 
-  __device__ __forceinline__ explicit LaneGroup(int size_log2)
-      : size(1 << size_log2),
-        rank(lane_of_warp() & (size - 1)),
-        number(lane_of_warp() >> size_log2),
-        groups(kWarpSize >> size_log2) {}
+  __device__ __forceinline__ int size() const { return 1 << size_log2; }
+  __device__ __forceinline__ int rank() const { return lane_of_warp() & (size() - 1); }   // of the lane in its group
+  __device__ __forceinline__ int number() const { return lane_of_warp() >> size_log2; }   // of the group in its warp
+  __device__ __forceinline__ int groups() const { return kWarpSize >> size_log2; }        // in a warp
+  __device__ __forceinline__ int first_lane() const { return lane_of_warp() & -size(); }  // of the group
 
   // The bits of this group in a ballot of the warp, moved to the low end.
   __device__ __forceinline__ unsigned bits(unsigned ballot) const {
-    const unsigned mask = size == kWarpSize ? kFullWarp : (1u << size) - 1u;
-    return (ballot >> (number * size)) & mask;
+    const unsigned mask = size() == kWarpSize ? kFullWarp : (1u << size()) - 1u;
+    return (ballot >> first_lane()) & mask;
   }
 
   // The sum over the group, in every lane of it. The order of the additions is fixed.
   __device__ __forceinline__ float sum(float value) const {
-    for (int distance = size / 2; distance > 0; distance /= 2) {
-      value += __shfl_xor_sync(kFullWarp, value, distance);
+#pragma unroll
+    for (int distance = kWarpSize / 2; distance > 0; distance /= 2) {
+      const float other = __shfl_xor_sync(kFullWarp, value, distance);
+      if (distance < size()) value += other;
     }
     return value;
   }
@@ -67,13 +67,13 @@ struct Location {
   AxisSample<float, int> x;
 };
 
-__device__ __forceinline__ AxisSample<float, int> with_unit_slope(int cell, float fraction, int64_t size) {
-  return {cell, min(cell + 1, static_cast<int>(size) - 1), fraction, 1.0f};
+__device__ __forceinline__ AxisSample<float, int> axis_sample(int cell, float fraction, float slope, int64_t size) {
+  return {cell, min(cell + 1, static_cast<int>(size) - 1), fraction, slope};
 }
 
 // Offsets are [B, 2, H, W] with any strides; plane 0 moves along x, plane 1 along y.
 template <typename T>
-__device__ __forceinline__ Location locate(const T* __restrict__ offsets, const SamplingShape& shape, int64_t prompt,
+__device__ __forceinline__ Location locate(const T* __restrict__ offsets, const SamplingShape& shape, int prompt,
                                            int row, int column) {
   const T* own = offsets + prompt * shape.offsets_batch_stride + row * shape.offsets_row_stride +
                  column * shape.offsets_column_stride;
@@ -84,13 +84,17 @@ __device__ __forceinline__ Location locate(const T* __restrict__ offsets, const 
           sample_axis(column, raw_x, max_offset, static_cast<int>(shape.width))};
 }
 
-// The location that lane `source` holds. Slopes stay behind, as 1: their owner multiplies by them last.
+// The location that lane `source` holds; its slopes only where they are asked for.
+template <bool WithSlopes>
 __device__ __forceinline__ Location location_of_lane(const Location& own, int source, const SamplingShape& shape) {
   const int cell_y = __shfl_sync(kFullWarp, own.y.cell, source);
   const int cell_x = __shfl_sync(kFullWarp, own.x.cell, source);
   const float fraction_y = __shfl_sync(kFullWarp, own.y.fraction, source);
   const float fraction_x = __shfl_sync(kFullWarp, own.x.fraction, source);
-  return {with_unit_slope(cell_y, fraction_y, shape.height), with_unit_slope(cell_x, fraction_x, shape.width)};
+  const float slope_y = WithSlopes ? __shfl_sync(kFullWarp, own.y.slope, source) : 0.0f;
+  const float slope_x = WithSlopes ? __shfl_sync(kFullWarp, own.x.slope, source) : 0.0f;
+  return {axis_sample(cell_y, fraction_y, slope_y, shape.height),
+          axis_sample(cell_x, fraction_x, slope_x, shape.width)};
 }
 
 // Where the four taps of a location begin, counted in elements from the prompt's map [H, W, C]. The steps

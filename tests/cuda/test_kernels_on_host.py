@@ -5,6 +5,7 @@ arrays of exactly their size, so a wrong index, tail or mask is an error even wh
 What this cannot show: the device's memory ordering, its tanh, and speed.
 """
 
+import math
 import shutil
 from pathlib import Path
 
@@ -88,8 +89,18 @@ def test_offsets_far_beyond_the_map(kernels: HostKernels) -> None:
 
 
 def test_a_halo_too_large_for_shared_memory(kernels: HostKernels) -> None:
-    case = Case("halo", batch=1, channels=1, height=46, width=70, max_offset=18.5, routed=False)
-    check_case(kernels, case, torch.float32)
+    case = Case("halo", channels=12, height=9, width=11, max_offset=2.7, amplitude="pixel")
+    check_case(kernels, case, torch.float32, without_halo=1)
+
+
+@pytest.mark.parametrize("max_offset", [0.0, 1.0, 2.5, 15.0, 20.0, 60.0, 1e30])
+@pytest.mark.parametrize("size", [(1, 1), (7, 300), (64, 64), (500, 400)], ids=str)
+def test_a_halo_covers_its_tile_or_is_not_kept(kernels: HostKernels, size: tuple[int, int], max_offset: float) -> None:
+    columns, halo_rows, halo_columns = kernels.plan(4, *size, 256, max_offset)
+    radius = min(max(1, math.ceil(max_offset)), max(size))
+    needed = min(8 + 2 * radius, size[0]), min(columns + 2 * radius, size[1])
+    fits = 16 * math.prod(needed) + 64 <= 48 * 1024  # bytes of shared memory
+    assert (halo_rows, halo_columns) == (needed if fits else (0, 0))
 
 
 @pytest.mark.parametrize("amplitude", ["pixel", "channel"])

@@ -1,6 +1,8 @@
 // float16 by bits, rounded to the nearest even as the hardware does. Stands in for CUDA's own header.
 #pragma once
 
+#include <algorithm>
+
 #include "cuda_runtime.h"
 
 struct __half {

@@ -7,7 +7,6 @@
 #include <cstdint>
 #include <cstring>
 #include <source_location>
-#include <tuple>
 
 #include "block_runner.h"
 

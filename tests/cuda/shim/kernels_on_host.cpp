@@ -1,5 +1,6 @@
 // Runs one call of a CUDA kernel's host build: reads a case from a file, writes the results to another.
 //   kernels_on_host CASE RESULTS
+//   kernels_on_host plan BATCH HEIGHT WIDTH CHANNELS MAX_OFFSET    prints columns, halo rows, halo columns
 // CASE: a Header, then each input as a 64-bit byte count (-1: absent) and its bytes, in the order of Inputs.
 // RESULTS: each output likewise; those not asked for are absent. Every array lies in a heap block of exactly its
 // size, and outputs hold NaN before the call.
@@ -25,6 +26,7 @@ struct Header {
   int64_t grad_mask;
   int64_t misalignment;  // bytes between a 16-byte boundary and the start of each array
   int64_t backwards;     // order of the threads
+  int64_t without_halo;  // as if the halo of a tile were too large for shared memory
   int64_t features_batch;
   int64_t identity_batch;
   SamplingShape shape;
@@ -133,7 +135,14 @@ std::vector<Array> backward(const Header& header, const Inputs& inputs) {
   arguments.grad_amplitude = outputs[4].as<T>();
   arguments.alpha_partials = arguments.grad_alpha != nullptr ? partials.as<float>() : nullptr;
   arguments.shape = shape;
-  check(stable_sam::launch_backward<T, Width>(arguments, nullptr));
+  if (header.without_halo == 0) {
+    check(stable_sam::launch_backward<T, Width>(arguments, nullptr));
+    return outputs;
+  }
+  arguments.plan = stable_sam::plan_tiles(shape, Width);
+  arguments.window = stable_sam::plan_window(shape, arguments.plan);
+  arguments.window.halo_rows = 0;
+  check(stable_sam::launch_all<T, Width, false>(arguments, nullptr));
   return outputs;
 }
 
@@ -150,9 +159,23 @@ std::vector<Array> run(const Header& header, const Inputs& inputs) {
   return header.is_backward ? backward<T, 1>(header, inputs) : forward<T, 1>(header, inputs);
 }
 
+int print_plan(char** words) {
+  SamplingShape shape{};
+  shape.batch = std::atoll(words[0]);
+  shape.height = std::atoll(words[1]);
+  shape.width = std::atoll(words[2]);
+  shape.channels = std::atoll(words[3]);
+  shape.max_offset = std::atof(words[4]);
+  const stable_sam::TilePlan plan = stable_sam::plan_tiles(shape, 1);
+  const stable_sam::GatherWindow window = stable_sam::plan_window(shape, plan);
+  std::printf("%d %d %d\n", plan.columns, window.halo_rows, window.halo_columns);
+  return 0;
+}
+
 }  // namespace
 
 int main(int count, char** words) {
+  if (count == 7 && std::strcmp(words[1], "plan") == 0) return print_plan(words + 2);
   if (count != 3) return 2;
   std::ifstream file(words[1], std::ios::binary);
   Header header;
