@@ -47,9 +47,7 @@ class Batch:
     image_index: Tensor
 
 
-def draw_batch(
-    samples: list[Sample], size: int, objects: int, rng: np.random.Generator, augment: bool = True
-) -> Batch:
+def draw_batch(samples: list[Sample], size: int, objects: int, rng: np.random.Generator, augment: bool = True) -> Batch:
     """Load ``samples``, frame them, and draw up to ``objects`` objects from each."""
     images, masks, index = [], [], []
     for sample in samples:
