@@ -30,8 +30,7 @@ struct AxisSample {
 // read, and its NaN fraction turns the pixel's output into NaN.
 // `squashed` is tanh(raw), apart for kernels that take the tanh of many offsets at a time.
 template <typename T, typename Index>
-STABLE_SAM_HOST_DEVICE AxisSample<T, Index> sample_squashed_axis(Index position, T squashed, T max_offset,
-                                                                 Index size) {
+STABLE_SAM_HOST_DEVICE AxisSample<T, Index> sample_squashed_axis(Index position, T squashed, T max_offset, Index size) {
   const T wanted = static_cast<T>(position) + max_offset * squashed;
   const T last = static_cast<T>(size - 1);
   const bool inside = wanted >= T(0) && wanted <= last;
@@ -61,21 +60,21 @@ template <typename T, typename Index>
 STABLE_SAM_HOST_DEVICE BilinearWeights<T> bilinear_weights(const AxisSample<T, Index>& y,
                                                            const AxisSample<T, Index>& x) {
   const T one = T(1);
-  return {(one - y.fraction) * (one - x.fraction), (one - y.fraction) * x.fraction,
-          y.fraction * (one - x.fraction), y.fraction * x.fraction};
+  return {(one - y.fraction) * (one - x.fraction), (one - y.fraction) * x.fraction, y.fraction * (one - x.fraction),
+          y.fraction * x.fraction};
 }
 
 // Derivatives of the interpolated value with respect to the two raw offsets, from four numbers d that
 // are, for each tap, the dot product over channels of the incoming gradient with that tap's values.
 template <typename T, typename Index>
-STABLE_SAM_HOST_DEVICE T offset_gradient_x(const AxisSample<T, Index>& y, const AxisSample<T, Index>& x,
-                                           T d_top_left, T d_top_right, T d_bottom_left, T d_bottom_right) {
+STABLE_SAM_HOST_DEVICE T offset_gradient_x(const AxisSample<T, Index>& y, const AxisSample<T, Index>& x, T d_top_left,
+                                           T d_top_right, T d_bottom_left, T d_bottom_right) {
   return x.slope * ((T(1) - y.fraction) * (d_top_right - d_top_left) + y.fraction * (d_bottom_right - d_bottom_left));
 }
 
 template <typename T, typename Index>
-STABLE_SAM_HOST_DEVICE T offset_gradient_y(const AxisSample<T, Index>& y, const AxisSample<T, Index>& x,
-                                           T d_top_left, T d_top_right, T d_bottom_left, T d_bottom_right) {
+STABLE_SAM_HOST_DEVICE T offset_gradient_y(const AxisSample<T, Index>& y, const AxisSample<T, Index>& x, T d_top_left,
+                                           T d_top_right, T d_bottom_left, T d_bottom_right) {
   return y.slope * ((T(1) - x.fraction) * (d_bottom_left - d_top_left) + x.fraction * (d_bottom_right - d_top_right));
 }
 
