@@ -40,3 +40,8 @@ def explain_user_errors(command: Callable[P, R]) -> Callable[P, R]:
             raise typer.Exit(USAGE_ERROR) from error
 
     return guarded
+
+
+def _say(message: str) -> None:
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    console.print(Text.assemble(("error: ", "bold red"), message))

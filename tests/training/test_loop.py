@@ -73,8 +73,6 @@ def trainer_for(sam, method, picture_folder, tmp_path, **options):
 
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_only_the_methods_own_parameters_change(method, small_sam, picture_folder, tmp_path):
-    if method == "lora":
-        pytest.importorskip("peft")
     trainer = trainer_for(small_sam, method, picture_folder, tmp_path, epochs=2)
     before = {name: value.detach().clone() for name, value in small_sam.named_parameters()}
     trainer.run()
