@@ -97,12 +97,13 @@ def _check(
         raise ValueError("identity: expected a tensor like features, because alpha is given, got None")
 
     _, channels, height, width = features.shape
+    image = ((channels,), (height,), (width,))
     expected = {
-        "features": ((channels,), (height,), (width,)),
-        "offsets": ((2,), (height,), (width,)),
-        "identity": ((channels,), (height,), (width,)),
+        "features": image,
+        "offsets": ((2,), *image[1:]),
+        "identity": image,
         "alpha": ((2,),),
-        "amplitude": ((1, channels), (height,), (width,)),
+        "amplitude": ((1, channels), *image[1:]),
     }
     batch = 1
     for name, tensor in tensors.items():
@@ -125,8 +126,9 @@ def _check(
 def _check_alike(name: str, tensor: Tensor, features: Tensor) -> None:
     if tensor.device != features.device:
         raise ValueError(f"{name}: expected device {features.device}, that of features, got {tensor.device}")
-    mixed_is_cast = torch.is_autocast_enabled(features.device.type) and tensor.dtype in _DTYPES
-    if tensor.dtype != features.dtype and not mixed_is_cast:
+    if tensor.dtype != features.dtype:
+        if tensor.dtype in _DTYPES and torch.is_autocast_enabled(features.device.type):
+            return  # autocast makes them alike
         raise TypeError(f"{name}: expected dtype {features.dtype}, that of features, got {tensor.dtype}")
 
 

@@ -47,7 +47,7 @@ Gradients deformable_sample_backward(const Tensor& grad_output, const Tensor& fe
   const Tensor grad_amplitude = wants_amplitude ? image(shape.batch, shape.amplitude_channels) : nothing();
   for (const Tensor* gradient : {&grad_features, &grad_identity, &grad_amplitude}) prefer_huge_pages(*gradient);
 
-  const Tensor gradient = channels_last(grad_output);
+  const Tensor gradient = channels_last_on_cpu(grad_output);
   const Kernels& table = kernels();
   const int type = static_cast<int>(inputs.type);
   const bool is_double = inputs.type == ElementType::kDouble;

@@ -2,7 +2,10 @@
 #pragma once
 
 #include <cstdint>
+#include <initializer_list>
+#include <optional>
 
+#include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
 #if defined(__linux__)
@@ -10,6 +13,12 @@
 #endif
 
 namespace stable_sam {
+
+inline torch::stable::Tensor empty_channels_last(const torch::stable::Tensor& like,
+                                                 std::initializer_list<int64_t> sizes) {
+  return torch::stable::empty(sizes, like.scalar_type(), std::nullopt, like.device(), std::nullopt,
+                              torch::headeronly::MemoryFormat::ChannelsLast);
+}
 
 // From this size on an output is expected not to fit the caches together with the inputs, so that writing
 // around the caches saves reading the old contents of every line.
@@ -28,7 +37,7 @@ inline bool bypasses_cache(const torch::stable::Tensor& output, int64_t channels
 
 // Asks for huge pages behind a fresh output: 512 times fewer page faults where the kernel grants it, nothing
 // where it does not. Only for sizes that malloc often maps
-// anew, and never beyond the tensor's own memory.
+// anew, never beyond the tensor's own memory.
 inline void prefer_huge_pages(const torch::stable::Tensor& fresh) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr uintptr_t kHugePage = uintptr_t{2} << 20;

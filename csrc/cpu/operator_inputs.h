@@ -2,12 +2,12 @@
 #pragma once
 
 #include <algorithm>
-#include <initializer_list>
 #include <optional>
 
 #include "../checks.h"
 #include "../dtypes.h"
 #include "kernels.h"
+#include "layout.h"
 
 namespace stable_sam {
 
@@ -29,9 +29,9 @@ struct OperatorInputs {
         amplitude(given_amplitude),
         type(element_type(given_features.scalar_type())) {
     const SamplingShape shape = checked_shape(features, offsets, identity, alpha, amplitude, max_offset);
-    features = channels_last(features);
-    identity = channels_last(identity);
-    amplitude = channels_last(amplitude);
+    features = channels_last_on_cpu(features);
+    identity = channels_last_on_cpu(identity);
+    amplitude = channels_last_on_cpu(amplitude);
     if (alpha) alpha = torch::stable::contiguous(*alpha);
     raw = {features.const_data_ptr(), offsets.const_data_ptr(),
            pointer(identity),         pointer(alpha),
@@ -43,11 +43,6 @@ struct OperatorInputs {
     return tensor ? tensor->const_data_ptr() : nullptr;
   }
 };
-
-inline Tensor empty_channels_last(const Tensor& like, std::initializer_list<int64_t> sizes) {
-  return torch::stable::empty(sizes, like.scalar_type(), std::nullopt, like.device(), std::nullopt,
-                              torch::headeronly::MemoryFormat::ChannelsLast);
-}
 
 // Few enough rows that all threads share the work, enough that starting a thread is worth it.
 inline int64_t rows_per_task(const SamplingShape& shape) {
