@@ -29,7 +29,7 @@ from stable_sam_cuda.ops import reference
 
 OWN = "stable_sam_cuda"
 OWN_NCHW = "stable_sam_cuda, NCHW in"
-# performance.md: times faster than eager, by mode and batch.
+# Times faster than eager that this project asks of itself, by mode and batch.
 TARGETS = {("forward", 1): 12.0, ("forward", 16): 4.0, ("forward+backward", 1): 5.0, ("forward+backward", 16): 3.0}
 
 
