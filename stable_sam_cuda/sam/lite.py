@@ -18,27 +18,9 @@ IMAGE_SIZE = 512
 STRIDE = 8
 SHIPPED_CHECKPOINT = Path(__file__).parents[1] / "weights" / "sam_lite.safetensors"
 
-# One row a stage: (repeats, kernel, stride, expansion, channels out).
-LITE_STAGES = {
-    "lite0": [
-        (1, 3, 1, 1, 16),
-        (2, 3, 2, 6, 24),
-        (2, 5, 2, 6, 40),
-        (3, 3, 2, 6, 80),
-        (3, 5, 1, 6, 112),
-        (4, 5, 2, 6, 192),
-        (1, 3, 1, 6, 320),
-    ],
-    "lite1": [
-        (1, 3, 1, 1, 16),
-        (3, 3, 2, 6, 24),
-        (3, 5, 2, 6, 40),
-        (4, 3, 2, 6, 80),
-        (4, 5, 1, 6, 112),
-        (5, 5, 2, 6, 192),
-        (1, 3, 1, 6, 320),
-    ],
-}
+# One row a stage: (kernel, stride, expansion, channels out); the variants differ in the repeats.
+STAGES = ((3, 1, 1, 16), (3, 2, 6, 24), (5, 2, 6, 40), (3, 2, 6, 80), (5, 1, 6, 112), (5, 2, 6, 192), (3, 1, 6, 320))
+REPEATS = {"lite0": (1, 2, 2, 3, 3, 4, 1), "lite1": (1, 3, 3, 4, 4, 5, 1)}
 STEM_CHANNELS = 32
 PYRAMID_STAGES = {4: 1, 8: 2, 16: 4, 32: 6}  # stride -> the last stage working at it
 
@@ -79,7 +61,7 @@ class LiteBackbone(nn.Module):
         super().__init__()
         self.stem = SameConv2d(3, STEM_CHANNELS, 3, 2)
         channels, stages = STEM_CHANNELS, []
-        for repeats, kernel, stride, expansion, channels_out in LITE_STAGES[variant]:
+        for repeats, (kernel, stride, expansion, channels_out) in zip(REPEATS[variant], STAGES, strict=True):
             blocks = []
             for block in range(repeats):
                 blocks.append(InvertedResidual(channels, channels_out, kernel, stride if block == 0 else 1, expansion))
@@ -122,7 +104,7 @@ class LiteImageEncoder(nn.Module):
         self.variant = variant
         self.img_size = img_size
         self.backbone = LiteBackbone(variant)
-        channels = {stride: LITE_STAGES[variant][index][-1] for stride, index in PYRAMID_STAGES.items()}
+        channels = {stride: STAGES[index][-1] for stride, index in PYRAMID_STAGES.items()}
         self.lateral4 = nn.Conv2d(channels[4], neck_channels, 3, 2, padding=1)
         self.lateral8 = nn.Conv2d(channels[8], neck_channels, 1)
         self.lateral16 = nn.Conv2d(channels[16], neck_channels, 1)
@@ -183,7 +165,7 @@ def build_sam_lite(checkpoint: str | Path | None = None) -> Sam:
             state = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118 (not a dict)
     except SafetensorError as error:
         raise ValueError(f"checkpoint: expected a sam_lite .safetensors file, got {path}: {error}") from error
-    if metadata.get("model") != "sam_lite" or metadata.get("variant") not in LITE_STAGES:
+    if metadata.get("model") != "sam_lite" or metadata.get("variant") not in REPEATS:
         raise ValueError(f"checkpoint: expected metadata model=sam_lite and a known variant, got {metadata} in {path}")
     sam = new_sam_lite(metadata["variant"], int(metadata.get("image_size", IMAGE_SIZE)))
     try:
