@@ -68,10 +68,10 @@ def cuda_compiler(torch) -> tuple[str, str]:
     if torch.version.cuda is None:
         raise BuildSkippedError(f"torch {torch.__version__} was built without CUDA")
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
-    nvcc = shutil.which("nvcc", path=str(Path(home, "bin"))) if home else shutil.which("nvcc")
-    nvcc = nvcc or shutil.which("nvcc", path="/usr/local/cuda/bin")
+    folders = [str(Path(home, "bin"))] if home else [os.environ.get("PATH", os.defpath), "/usr/local/cuda/bin"]
+    nvcc = shutil.which("nvcc", path=os.pathsep.join(folders))
     if nvcc is None:
-        raise BuildSkippedError("nvcc was not found (looked at $CUDA_HOME, $PATH, /usr/local/cuda)")
+        raise BuildSkippedError(f"nvcc was not found in {'$CUDA_HOME/bin' if home else '$PATH or /usr/local/cuda/bin'}")
     banner = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
     version = re.search(r"release (\d+\.\d+)", banner)[1]
     if version.split(".")[0] != torch.version.cuda.split(".")[0]:
@@ -179,13 +179,8 @@ class BuildOperations(build_ext):
         architectures = cuda_architectures(nvcc)
         host = ["-ccbin", host_compiler()[0]]
         command = [nvcc, *host, "-std=c++20", "-O3", "-lineinfo", "--threads", "1", *gencode_flags(architectures)]
-        command += [
-            "-Xcompiler",
-            "-fPIC,-fvisibility=hidden",
-            *STABLE_ABI_DEFINES,
-            "-DUSE_CUDA",
-            *torch_includes(torch),
-        ]
+        command += ["-Xcompiler", "-fPIC,-fvisibility=hidden", "-DUSE_CUDA"]
+        command += [*STABLE_ABI_DEFINES, *torch_includes(torch)]
         sources = sorted([*ROOT.glob("csrc/cuda/*.cu"), *ROOT.glob("csrc/cuda/*.cpp")])
         if not sources:
             raise BuildSkippedError("this source tree has no CUDA sources")
@@ -234,8 +229,10 @@ class BuildOperations(build_ext):
             else:
                 target.unlink(missing_ok=True)
         record = Path(self.build_lib, PACKAGE, "_build_record.json")
+        target = Path(build_py.get_package_dir(PACKAGE), record.name)
+        target.unlink(missing_ok=True)
         if record.exists():
-            self.copy_file(str(record), str(Path(build_py.get_package_dir(PACKAGE), record.name)))
+            self.copy_file(str(record), str(target))
 
 
 def torch_includes(torch) -> list[str]:

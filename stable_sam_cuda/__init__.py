@@ -9,16 +9,10 @@ from stable_sam_cuda.functional import deformable_sample
 from stable_sam_cuda.modules import DeformableSampler, DynamicRouter, OffsetNetwork
 
 if TYPE_CHECKING:
-    from stable_sam_cuda.sam import (
-        StableSamPredictor,
-        load_plugin,
-        load_sam,
-        plugin_of,
-        plugin_state_dict,
-        save_plugin,
-        stabilize,
-        unstabilize,
-    )
+    from stable_sam_cuda.sam.build import load_sam
+    from stable_sam_cuda.sam.plugin_io import load_plugin, plugin_state_dict, save_plugin
+    from stable_sam_cuda.sam.predictor import StableSamPredictor
+    from stable_sam_cuda.sam.stabilize import plugin_of, stabilize, unstabilize
 
 __version__ = "0.1.0"
 

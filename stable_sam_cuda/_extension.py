@@ -18,10 +18,12 @@ _BUILD_RECORD = _DIRECTORY / "_build_record.json"
 
 def build_info() -> dict[str, Any]:
     """What was built, with what, and why something was not; empty where the package was never built."""
+    if _BUILD_RECORD.exists():  # written only where _C itself could not be built
+        return json.loads(_BUILD_RECORD.read_text())
     try:
         return import_module("stable_sam_cuda._C").build_info()
     except ImportError:
-        return json.loads(_BUILD_RECORD.read_text()) if _BUILD_RECORD.exists() else {}
+        return {}
 
 
 def _load(name: str) -> str | None:

@@ -54,7 +54,9 @@ def _find_why_unavailable(backend: Backend) -> str | None:
     return triton_kernels.why_unavailable()
 
 
-_UNAVAILABLE = {backend: _find_why_unavailable(backend) for backend in Backend if backend is not Backend.AUTO}
+_UNAVAILABLE: dict[Backend, str | None] = {
+    backend: _find_why_unavailable(backend) for backend in Backend if backend is not Backend.AUTO
+}
 _warned: set[str] = set()
 
 

@@ -5,6 +5,7 @@ contiguous NCHW tensors are accepted and converted. A batch of 1 broadcasts agai
 """
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -51,9 +52,10 @@ def deformable_sample(
         (B, C, H, W) with the dtype of ``features``, or autocast's. Coordinates, weights and sums are float32
         (float64 for float64 inputs) whatever the dtype. The compiled kernels return channels-last memory.
 
-    Differentiable in all five tensors, and deterministic forward and backward on every compiled backend. The clamp
-    passes no gradient where it binds; at integer locations the derivative is the right-hand one. Only
-    ``backend="reference"`` can be differentiated twice. A NaN offset makes its pixel NaN in every channel; an
+    Differentiable in all five tensors. The clamp passes no gradient where it binds; at integer locations the derivative
+    is the right-hand one. The kernels are deterministic forward and backward, bit for bit, whether or not
+    ``torch.use_deterministic_algorithms(True)`` asks for it: the gradient of the features is gathered, nothing is added
+    atomically. Only ``backend="reference"`` can be differentiated twice. A NaN offset makes its pixel NaN in every channel; an
     infinite one saturates at ``max_offset``.
 
     Raises:
@@ -68,8 +70,10 @@ def deformable_sample(
     chosen = choose(backend, features.device, dtype)
     max_offset = float(max_offset)
     if chosen is Backend.REFERENCE:
-        inputs = cast_for_autocast((features, offsets, identity, alpha, amplitude), dtype)
-        return reference.deformable_sample(*inputs, max_offset)
+        cast = partial(cast_for_autocast, dtype=dtype)
+        return reference.deformable_sample(
+            features.to(dtype), offsets.to(dtype), cast(identity), cast(alpha), cast(amplitude), max_offset
+        )
     operations = torch.ops.stable_sam_cuda
     operation = operations.deformable_sample_triton if chosen is Backend.TRITON else operations.deformable_sample
     return operation(features, offsets, identity, alpha, amplitude, max_offset)

@@ -19,8 +19,8 @@ def autocast_dtype(features: Tensor) -> torch.dtype:
     return features.dtype
 
 
-def cast_for_autocast(tensors: tuple[Tensor | None, ...], dtype: torch.dtype) -> list[Tensor | None]:
-    return [None if tensor is None else tensor.to(dtype) for tensor in tensors]
+def cast_for_autocast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return None if tensor is None else tensor.to(dtype)
 
 
 def _register(operation_name: str, device_type: str) -> None:
@@ -34,7 +34,8 @@ def _register(operation_name: str, device_type: str) -> None:
         amplitude: Tensor | None,
         max_offset: float,
     ) -> Tensor:
-        inputs = cast_for_autocast((features, offsets, identity, alpha, amplitude), autocast_dtype(features))
+        dtype = autocast_dtype(features)
+        inputs = [cast_for_autocast(tensor, dtype) for tensor in (features, offsets, identity, alpha, amplitude)]
         with torch.autocast(device_type, enabled=False):
             return operation(*inputs, max_offset)
 

@@ -20,6 +20,12 @@ def _empty_channels_last(like: Tensor, shape: tuple[int, ...]) -> Tensor:
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
 
 
+def _like_image(like: Tensor, image: Tensor, batch: int | None = None) -> Tensor:
+    """Dense channels-last of the image's shape, with another batch where one is given."""
+    own_batch, *rest = image.shape
+    return _empty_channels_last(like, (own_batch if batch is None else batch, *rest))
+
+
 def deformable_sample(
     features: Tensor,
     offsets: Tensor,
@@ -46,17 +52,15 @@ def deformable_sample_backward(
     batch, _, height, width = grad_output.shape
     nothing = features.new_empty((0,))
 
-    def wanted(bit: int, tensor: Tensor | None) -> bool:
-        return bool(grad_mask & bit) and tensor is not None
+    def wanted(bit: int) -> bool:
+        return bool(grad_mask & bit)
 
     return (
-        _empty_channels_last(features, tuple(features.shape)) if wanted(FEATURES, features) else nothing,
-        features.new_empty((batch, 2, height, width)) if wanted(OFFSETS, offsets) else nothing.clone(),
-        _empty_channels_last(features, tuple(identity.shape)) if wanted(IDENTITY, identity) else nothing.clone(),
-        features.new_empty((batch, 2)) if wanted(ALPHA, alpha) else nothing.clone(),
-        _empty_channels_last(features, (batch, *amplitude.shape[1:]))
-        if wanted(AMPLITUDE, amplitude)
-        else nothing.clone(),
+        _like_image(features, features) if wanted(FEATURES) else nothing,
+        features.new_empty((batch, 2, height, width)) if wanted(OFFSETS) else nothing.clone(),
+        _like_image(features, identity) if wanted(IDENTITY) and identity is not None else nothing.clone(),
+        features.new_empty((batch, 2)) if wanted(ALPHA) and alpha is not None else nothing.clone(),
+        _like_image(features, amplitude, batch) if wanted(AMPLITUDE) and amplitude is not None else nothing.clone(),
     )
 
 
