@@ -110,16 +110,20 @@ def run(command: list[str]) -> None:
 
 
 def compile_objects(jobs: list[tuple[Path, Path, list[str]]], directory: str) -> list[str]:
-    """Run the (source, object, command) jobs, skipping objects newer than the source and all it may include."""
+    """Run the (source, object, command) jobs, except where neither command nor source nor any header has changed."""
     headers = [path for folder in ("csrc", f"csrc/{directory}") for path in ROOT.glob(f"{folder}/*.*h")]
-    headers_changed = max(path.stat().st_mtime for path in [*headers, Path(__file__)])
+    headers_changed = max(path.stat().st_mtime for path in headers)
 
     def compile_one(job: tuple[Path, Path, list[str]]) -> str:
         source, target, command = job
+        command = [*command, "-c", str(source), "-o", str(target)]
+        recorded = target.with_suffix(".command")
         newest = max(source.stat().st_mtime, headers_changed)
-        if not target.exists() or target.stat().st_mtime < newest:
+        is_current = target.exists() and target.stat().st_mtime >= newest
+        if not (is_current and recorded.exists() and recorded.read_text() == shlex.join(command)):
             target.parent.mkdir(parents=True, exist_ok=True)
-            run([*command, "-c", str(source), "-o", str(target)])
+            run(command)
+            recorded.write_text(shlex.join(command))
         return str(target)
 
     with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))) as pool:

@@ -55,8 +55,8 @@ def deformable_sample(
     Differentiable in all five tensors. The clamp passes no gradient where it binds; at integer locations the derivative
     is the right-hand one. The kernels are deterministic forward and backward, bit for bit, whether or not
     ``torch.use_deterministic_algorithms(True)`` asks for it: the gradient of the features is gathered, nothing is added
-    atomically. Only ``backend="reference"`` can be differentiated twice. A NaN offset makes its pixel NaN in every channel; an
-    infinite one saturates at ``max_offset``.
+    atomically. Only ``backend="reference"`` can be differentiated twice. A NaN offset makes its pixel NaN in every
+    channel; an infinite one saturates at ``max_offset``.
 
     Raises:
         TypeError: an argument is not a tensor, or tensors of different or unsupported dtypes were given.
