@@ -21,7 +21,7 @@ class PromptMix:
 
     gt_box: float = 1.0
     noisy_box: float = 2.0
-    one_point: float = 1.0
+    one_point: float = 2.0
     three_points: float = 0.5
     ten_points: float = 0.5
     box_50_60: float = 0.0
