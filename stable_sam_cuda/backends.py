@@ -54,6 +54,7 @@ def _find_why_unavailable(backend: Backend) -> str | None:
     return triton_kernels.why_unavailable()
 
 
+_AUTO_CANDIDATES = {"cpu": (Backend.CPU,), "cuda": (Backend.CUDA, Backend.TRITON)}
 _UNAVAILABLE: dict[Backend, str | None] = {
     backend: _find_why_unavailable(backend) for backend in Backend if backend is not Backend.AUTO
 }
@@ -125,14 +126,14 @@ def choose(requested: Backend | str, device: torch.device, dtype: torch.dtype) -
             raise ValueError(f"backend: {unfit}")
         return backend
 
-    candidates = {"cpu": (Backend.CPU,), "cuda": (Backend.CUDA, Backend.TRITON)}.get(device.type, ())
-    candidates = tuple(c for c in candidates if dtype in _SUPPORTED_DTYPES[c])
+    candidates = _AUTO_CANDIDATES.get(device.type, ())
     for candidate in candidates:
-        if _UNAVAILABLE[candidate] is None:
+        if dtype in _SUPPORTED_DTYPES[candidate] and _UNAVAILABLE[candidate] is None:
             return candidate
-    if candidates and device.type not in _warned:
+    missing = [c for c in candidates if dtype in _SUPPORTED_DTYPES[c]]
+    if missing and device.type not in _warned:
         _warned.add(device.type)
-        reasons = "; ".join(f"{c.value}: {_UNAVAILABLE[c]}" for c in candidates)
+        reasons = "; ".join(f"{c.value}: {_UNAVAILABLE[c]}" for c in missing)
         warnings.warn(
             f"stable_sam_cuda has no kernels for {device.type!r} tensors and uses plain PyTorch ({reasons})",
             MissingBackendWarning,

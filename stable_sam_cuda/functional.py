@@ -101,21 +101,19 @@ def _check(
         raise ValueError("identity: expected a tensor like features, because alpha is given, got None")
 
     _, channels, height, width = features.shape
-    image = ((channels,), (height,), (width,))
+    image = ((channels, height, width),)
     expected = {
         "features": image,
-        "offsets": ((2,), *image[1:]),
+        "offsets": ((2, height, width),),
         "identity": image,
         "alpha": ((2,),),
-        "amplitude": ((1, channels), *image[1:]),
+        "amplitude": ((1, height, width), (channels, height, width)),
     }
     batch = 1
     for name, tensor in tensors.items():
         _check_alike(name, tensor, features)
-        allowed = expected[name]
-        sizes = tensor.shape[1:]
-        if len(sizes) != len(allowed) or any(size not in choices for size, choices in zip(sizes, allowed, strict=True)):
-            raise ValueError(f"{name}: expected shape {_describe(allowed)}, got {tuple(tensor.shape)}")
+        if tensor.dim() == 0 or tuple(tensor.shape[1:]) not in expected[name]:
+            raise ValueError(f"{name}: expected shape {_describe(expected[name])}, got {tuple(tensor.shape)}")
         own_batch = tensor.shape[0]
         if own_batch != 1 and batch not in (1, own_batch):
             raise ValueError(f"{name}: expected batch 1 or {batch}, as the tensors before it have, got {own_batch}")
@@ -136,6 +134,7 @@ def _check_alike(name: str, tensor: Tensor, features: Tensor) -> None:
         raise TypeError(f"{name}: expected dtype {features.dtype}, that of features, got {tensor.dtype}")
 
 
-def _describe(allowed: tuple[tuple[int, ...], ...]) -> str:
-    """((1, 8), (5,)) -> '(B or 1, 1 or 8, 5)'."""
-    return "(" + ", ".join(["B or 1", *(" or ".join(map(str, dict.fromkeys(choices))) for choices in allowed)]) + ")"
+def _describe(expected: tuple[tuple[int, ...], ...]) -> str:
+    """((1, 5), (8, 5)) -> '(B or 1, 1 or 8, 5)'."""
+    axes = [" or ".join(map(str, dict.fromkeys(sizes))) for sizes in zip(*expected, strict=True)]
+    return f"({', '.join(['B or 1', *axes])})"
