@@ -3,9 +3,10 @@
     python bench/cpu_sampler.py [--batches 1 16] [--rounds 15] [--threads 2] [--no-compile]
 
 In every round each contestant has its turn, so a disturbance hits all of them, and the figure that counts is the ratio.
-A turn is one call not timed, which brings the contestant's own data into the caches, and some that are. Memory is what
-a user has: the default allocator, fresh outputs every call, page faults included. Outputs are NaN-filled while
-verifying. Results: bench/results/cpu/<date>-<commit>.json.
+A turn is a pause, in which the last contestant's threads go to sleep (torch.compile's code has a thread pool of its own,
+which spins for a while), two calls not timed, which bring the contestant's own data into the caches, and some that are.
+Memory is what a user has: the default allocator, fresh outputs every call, page faults included. Outputs are NaN-filled
+while verifying. Results: bench/results/cpu/<date>-<commit>.json.
 """
 
 import argparse
@@ -105,7 +106,9 @@ def time_in_turns(
     times: dict[str, list[float]] = {name: [] for name in all_contestants}
     for _ in range(rounds):
         for name, contestant in all_contestants.items():
-            run(contestant, shape)
+            time.sleep(0.05)
+            for _ in range(2):
+                run(contestant, shape)
             start = time.perf_counter()
             for _ in range(calls):
                 run(contestant, shape)

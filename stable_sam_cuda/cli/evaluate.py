@@ -28,23 +28,30 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="Seed of the prompts.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
 ) -> None:
-    """mIoU, mBIoU and stability ST of a model, by prompt kind and set."""
+    """mIoU, mBIoU and stability ST of a model, by prompt kind and set; under ``torchrun``, by all its processes."""
     from stable_sam_cuda.cli.samples import usable_samples
     from stable_sam_cuda.evaluation.protocol import evaluate as run_protocol
     from stable_sam_cuda.evaluation.report import paper_table, precision_table, write_report
+    from stable_sam_cuda.evaluation.sharding import gathered, own_device, own_share, process_group, rank
     from stable_sam_cuda.sam import StableSamPredictor, load_sam, stabilize
     from stable_sam_cuda.training.dataset import find_masked_images
 
-    sam = load_sam(model, checkpoint=checkpoint, device=device)
-    if plugin != "none":
-        stabilize(sam, plugin)
-    console = Console()
-    samples = usable_samples(find_masked_images(data, split, layout)[::every], console)
-    kinds = [kind.strip() for kind in prompts.split(",")]
-    results = []
-    predictor = StableSamPredictor(sam)
-    for sample in track(samples, "evaluating", console=console):
-        results += run_protocol(predictor, [sample], kinds, draws=draws, seed=seed)
+    with process_group():
+        first = rank() == 0
+        console = Console(quiet=not first)
+        sam = load_sam(model, checkpoint=checkpoint, device=own_device(device))
+        if plugin != "none":
+            stabilize(sam, plugin)
+        samples = usable_samples(find_masked_images(data, split, layout)[::every], console)
+        kinds = [kind.strip() for kind in prompts.split(",")]
+        predictor = StableSamPredictor(sam)
+        by_picture = [
+            run_protocol(predictor, [sample], kinds, draws=draws, seed=seed)
+            for sample in track(own_share(samples), "evaluating", console=console)
+        ]
+        results = gathered(by_picture)
+    if not first:
+        return
     description = {
         "model": model,
         "checkpoint": str(checkpoint) if checkpoint else None,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from stable_sam_cuda.evaluation.metrics import boundary_iou, mask_iou, stability
+from stable_sam_cuda.evaluation.routing import recorded_routing
 from stable_sam_cuda.sam.predictor import StableSamPredictor
 from stable_sam_cuda.training.dataset import object_masks
 from stable_sam_cuda.training.rts import draw_prompts
@@ -40,6 +41,7 @@ class ObjectResult:
     iou: float
     boundary_iou: float
     stability: float
+    alpha_1: float | None = None  # mean of the router's first weight over the draws; None without a router
 
 
 @torch.inference_mode()
@@ -66,22 +68,23 @@ def evaluate(
     if draws < 1:
         raise ValueError(f"draws: expected at least 1, got {draws}")
     results = []
-    for sample in samples:
-        image, ids = sample.load()
-        predictor.set_image(image)
-        for index, mask in enumerate(object_masks(ids)):
-            target = torch.from_numpy(mask)
-            for kind in kinds:
-                count = 1 if kind == "gt_box" else draws
-                predicted = _predict(predictor, target, kind, count, prompt_seed(seed, sample.name, index, kind))
-                overlap, outline = mask_iou(predicted, target), boundary_iou(predicted, target)
-                results.append(
-                    ObjectResult(
-                        sample.set_name, sample.name, index, float(mask.mean()), kind, count,
-                        overlap.mean().item(), outline.mean().item(), stability(predicted).item(),
-                    )
-                )  # fmt: skip
-        progress(sample)
+    with recorded_routing(predictor.model) as routing:
+        for sample in samples:
+            image, ids = sample.load()
+            predictor.set_image(image)
+            for index, mask in enumerate(object_masks(ids)):
+                target = torch.from_numpy(mask)
+                for kind in kinds:
+                    count = 1 if kind == "gt_box" else draws
+                    predicted = _predict(predictor, target, kind, count, prompt_seed(seed, sample.name, index, kind))
+                    overlap, outline = mask_iou(predicted, target), boundary_iou(predicted, target)
+                    results.append(
+                        ObjectResult(
+                            sample.set_name, sample.name, index, float(mask.mean()), kind, count,
+                            overlap.mean().item(), outline.mean().item(), stability(predicted).item(), routing.take(),
+                        )
+                    )  # fmt: skip
+            progress(sample)
     return results
 
 
@@ -118,8 +121,8 @@ def prompt_seed(*parts: object) -> int:
 
 
 def summarize(results: Sequence[ObjectResult]) -> dict[str, dict[str, dict[str, float]]]:
-    """kind -> set -> mIoU, mBIoU and ST in percent; among the sets ``all`` (each picture counts once) and
-    ``sets`` (each set counts once).
+    """kind -> set -> mIoU, mBIoU and ST in percent, and alpha_1 where there is a router; among the sets ``all``
+    (each picture counts once) and ``sets`` (each set counts once).
 
     A picture counts by the mean over its objects, a set by the mean over its pictures, as HQ-SAM has it.
     """
@@ -133,12 +136,18 @@ def summarize(results: Sequence[ObjectResult]) -> dict[str, dict[str, dict[str, 
         means = {name: np.mean(values, axis=0) for name, values in by_set.items()}
         means["sets"] = np.mean(list(means.values()), axis=0)
         means["all"] = np.mean([value for values in by_set.values() for value in values], axis=0)
-        summary[kind] = {
-            name: dict(zip(("miou", "mbiou", "st"), (100 * values).round(2).tolist(), strict=True))
-            for name, values in means.items()
-        }
+        summary[kind] = {name: _figures(values) for name, values in means.items()}
     return summary
 
 
 def _means(objects: Sequence[ObjectResult]) -> np.ndarray:
-    return np.mean([(one.iou, one.boundary_iou, one.stability) for one in objects], axis=0)
+    unrouted = float("nan")
+    rows = [
+        (one.iou, one.boundary_iou, one.stability, unrouted if one.alpha_1 is None else one.alpha_1) for one in objects
+    ]
+    return np.mean(rows, axis=0)
+
+
+def _figures(means: np.ndarray) -> dict[str, float]:
+    figures = dict(zip(("miou", "mbiou", "st"), (100 * means[:3]).round(2).tolist(), strict=True))
+    return figures if np.isnan(means[3]) else {**figures, "alpha_1": round(float(means[3]), 4)}
