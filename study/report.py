@@ -1,0 +1,143 @@
+"""Writes docs/results.md and its pictures from study/records and study/commentary.md: `python study/report.py`."""
+
+import json
+
+import numpy as np
+from figures import draw_figures
+from rows import BASE, FULL, HEADLINE, TABLES, Row, Table
+from run import RECORDS, STUDY
+
+DOCUMENT = STUDY.parent / "docs" / "results.md"
+KINDS = {"gt_box": "GT box", "noisy_box": "noisy box", "1_point": "1 point", "3_points": "3 points"}
+METRICS = ("miou", "mbiou", "st")
+
+Record = dict
+
+
+def load_records() -> dict[str, list[Record]]:
+    """Row name -> its records, one a seed."""
+    records: dict[str, list[Record]] = {}
+    for path in sorted(RECORDS.glob("*.json")):
+        record = json.loads(path.read_text())
+        records.setdefault(record["row"], []).append(record)
+    return records
+
+
+def figure(records: list[Record], split: str, kind: str, metric: str, group: str = "all") -> np.ndarray:
+    """One figure of a row, an entry a seed."""
+    return np.array([record["figures"][split]["summary"][kind][group][metric] for record in records])
+
+
+def spread(values: np.ndarray) -> str:
+    """'70.1', or with several seeds '70.1 ± 0.3', the standard deviation."""
+    return f"{values.mean():.1f}" + (f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else "")
+
+
+def cell(records: list[Record], split: str, kind: str) -> str:
+    """'mIoU / mBIoU / ST' of a kind."""
+    metrics = METRICS if kind != "gt_box" else METRICS[:2]
+    return " / ".join(spread(figure(records, split, kind, metric)) for metric in metrics)
+
+
+def table_lines(table: Table, records: dict[str, list[Record]], split: str = "val") -> list[str]:
+    """A table of Markdown; rows without a record say so."""
+    lines = [
+        "| | trained | pictures | steps | minutes | seeds | " + " | ".join(KINDS.values()) + " |",
+        "|---|---|---|---|---|---|" + "---|" * len(KINDS),
+    ]
+    for row in table.rows:
+        found = [record for record in records.get(row.name, []) if split in record["figures"]]
+        if found:
+            cells = [*training_cells(row, found), str(len(found)), *(cell(found, split, kind) for kind in KINDS)]
+        else:
+            cells = ["not run"] + [""] * (4 + len(KINDS))
+        lines.append(f"| {row.label} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def training_cells(row: Row, found: list[Record]) -> list[str]:
+    """Trained parameters, pictures, steps and minutes."""
+    if row.options is None:
+        return ["-", "-", "-", "-"]
+    trainings = [record["training"] for record in found]
+    minutes = np.mean([float(training["minutes"]) for training in trainings])
+    first = trainings[0]
+    return [f"{first['parameters'] / 1e6:.2f} M", str(first["pictures"]), str(first["steps"]), f"{minutes:.1f}"]
+
+
+def won_back_lines(records: dict[str, list[Record]], split: str) -> list[str]:
+    """Of what the base loses, how much each row of the headline wins back."""
+    base = records[BASE.name]
+
+    def of(row: Row, kind: str, metric: str) -> float:
+        return float(figure(records[row.name], split, kind, metric).mean())
+
+    exact, noisy = of(BASE, "gt_box", "miou"), of(BASE, "noisy_box", "miou")
+    missing = 100 - of(BASE, "noisy_box", "st")
+    lines = [
+        "| | GT box | noisy box, won back | ST, of what it lacks | 1 point |",
+        "|---|---|---|---|---|",
+    ]
+    for row in HEADLINE.rows:
+        found = [record for record in records.get(row.name, []) if split in record["figures"]]
+        if not found or row is BASE:
+            continue
+        back = (of(row, "noisy_box", "miou") - noisy) / (exact - noisy)
+        steadier = (of(row, "noisy_box", "st") - (100 - missing)) / missing
+        changes = [of(row, kind, "miou") - figure(base, split, kind, "miou").mean() for kind in ("gt_box", "1_point")]
+        lines.append(f"| {row.label} | {changes[0]:+.1f} | {back:.0%} | {steadier:.0%} | {changes[1]:+.1f} |")
+    return lines
+
+
+def routing_lines(records: dict[str, list[Record]]) -> list[str]:
+    """alpha_1 by prompt kind."""
+    found = records.get(FULL.name, [])
+    lines = ["| " + " | ".join(KINDS.values()) + " |", "|" + "---|" * len(KINDS)]
+    values = [figure(found, "val", kind, "alpha_1") for kind in KINDS]
+    return [
+        *lines,
+        "| " + " | ".join(f"{value.mean():.3f} ({value.min():.3f} to {value.max():.3f})" for value in values) + " |",
+    ]
+
+
+def set_lines(records: dict[str, list[Record]], split: str) -> list[str]:
+    """Base and plugin on each set: mIoU with a GT box, and mIoU and ST with noisy boxes and single points."""
+    lines = ["| set | GT box | noisy box | 1 point |", "|---|---|---|---|"]
+    rows = [[record for record in records[row.name] if split in record["figures"]] for row in (BASE, FULL)]
+    groups = [name for name in rows[0][0]["figures"][split]["summary"]["gt_box"] if name not in ("sets", "all")]
+    for group in [*groups, "sets", "all"]:
+        cells = []
+        for kind in ("gt_box", "noisy_box", "1_point"):
+            before, after = (
+                " / ".join(
+                    f"{figure(found, split, kind, metric, group).mean():.1f}"
+                    for metric in (("miou",) if kind == "gt_box" else ("miou", "st"))
+                )
+                for found in rows
+            )
+            cells.append(f"{before} → {after}")
+        name = {"sets": "**mean of sets**", "all": "**mean of pictures**"}.get(group, group)
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def main() -> None:
+    """Fill study/commentary.md's placeholders, `{{name}}` alone on a line."""
+    records = load_records()
+    parts = {table.name: table_lines(table, records) for table in TABLES}
+    parts["tests"] = table_lines(Table("", "", tuple(row for row in HEADLINE.rows if row.tested)), records, "test")
+    for split in ("val", "test"):
+        parts[f"won_back_{split}"] = won_back_lines(records, split)
+        parts[f"sets_{split}"] = set_lines(records, split)
+    parts["routing"] = routing_lines(records)
+    lines = []
+    for line in (STUDY / "commentary.md").read_text().splitlines():
+        name = line.removeprefix("{{").removesuffix("}}")
+        lines += parts[name] if line == f"{{{{{name}}}}}" else [line]
+    DOCUMENT.write_text("\n".join(lines) + "\n")
+    draw_figures(records, DOCUMENT.parent / "images")
+    print(DOCUMENT)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""The rows of docs/results.md: what is trained, and on what; one `Row` is one line of a table."""
+
+from dataclasses import dataclass, field
+
+# Regions, or outlines too coarse to learn a boundary from: never for the plugin (see docs/data.md).
+EXCLUDED = ("bsds500", "camvid", "mugs_bottles", "waste_bottles", "feet")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method, trained in one way; ``options`` are those of ``stable-sam train``, None trains nothing."""
+
+    name: str
+    label: str
+    options: dict[str, object] | None = field(default_factory=dict)
+    seeds: tuple[int, ...] = (0,)
+    tested: bool = False  # also on the sets that never trained anything
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows that are compared with each other."""
+
+    name: str
+    title: str
+    rows: tuple[Row, ...]
+
+
+THREE = (0, 1, 2)
+BASE = Row("sam_lite", "`sam_lite` alone", None, tested=True)
+FULL = Row("stable", "Stable-SAM (DSP + RTS + DRP)", {"method": "stable"}, THREE, tested=True)
+DSP_ALONE = {"method": "stable", "router-hidden": 0, "no-robust": True}
+
+HEADLINE = Table(
+    "headline",
+    "Stable-SAM beside the baselines: one epoch, the same prompts",
+    (
+        BASE,
+        Row("pt", "PT: output token and its hypernetwork", {"method": "pt"}, THREE),
+        Row("dt", "DT: mask decoder", {"method": "dt"}, THREE, tested=True),
+        Row("dt_slow", "DT, learning rate 1e-4", {"method": "dt", "lr": 1e-4}, THREE, tested=True),
+        Row("lora", "LoRA on the decoder's queries and values", {"method": "lora"}, THREE),
+        Row("adapter", "Adapter behind the decoder's MLPs", {"method": "adapter"}, THREE),
+        FULL,
+    ),
+)
+PARTS = Table(
+    "parts",
+    "What each part brings",
+    (
+        BASE,
+        Row("dsp", "+ DSP (exact boxes only)", DSP_ALONE),
+        Row("dsp_rts", "+ DSP + RTS", {"method": "stable", "router-hidden": 0}),
+        FULL,
+        Row("router_alone", "RTS + DRP, nothing displaced (s_p = 0)", {"method": "stable", "max-offset": 0}),
+    ),
+)
+LOW_SHOT = Table(
+    "low_shot",
+    "Few pictures, one epoch",
+    tuple(
+        Row(f"{method}_{count}", f"{label}, {count} pictures", {"method": method, "limit": count, "images": 2}, THREE)
+        for count in (220, 440)
+        for method, label in (("pt", "PT"), ("stable", "Stable-SAM"))
+    ),
+)
+OFFSETS = Table(
+    "offsets",
+    "How far may sampling reach: s_p in pixels of the 64 x 64 map",
+    tuple(
+        FULL if reach == 4 else Row(f"reach_{reach}", f"s_p = {reach}", {"method": "stable", "max-offset": reach})
+        for reach in (1, 2, 4, 8, 16)
+    ),
+)
+AMPLITUDES = Table(
+    "amplitudes",
+    "Three readings of the feature amplitude",
+    (
+        FULL,
+        Row("amplitude_location", "one factor a location", {"method": "stable", "amplitude": "location"}),
+        Row("amplitude_channel", "one factor a channel and location", {"method": "stable", "amplitude": "channel"}),
+    ),
+)
+TABLES = (HEADLINE, PARTS, LOW_SHOT, OFFSETS, AMPLITUDES)
+
+
+def all_rows() -> list[Row]:
+    """Every row once, in the order in which they are worth having."""
+    return list({row.name: row for table in TABLES for row in table.rows}.values())

@@ -1,0 +1,150 @@
+"""Trains and evaluates every row of docs/results.md by the commands that users have, and keeps a record of each.
+
+    python study/run.py --data DATA [--rows stable,dt] [--seeds 0] [--work study/work] [--dry-run]
+
+A row that has a record for the same data and commands is not run again; one that was cut short continues where it
+was. Records: study/records/ROW-SEED.json. Then `python study/report.py` writes docs/results.md.
+"""
+
+import argparse
+import json
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from figures import training_curve
+from rows import EXCLUDED, Row, all_rows
+from safetensors import safe_open
+
+STUDY = Path(__file__).parent
+RECORDS = STUDY / "records"
+OCCLUSIONS = 300
+COMMON = {"split": "train", "exclude": ",".join(EXCLUDED), "epochs": 1, "occlusions": OCCLUSIONS}
+KINDS = "gt_box,noisy_box,1_point,3_points"
+EVALUATIONS = {
+    "val": {"split": "val", "prompts": KINDS, "draws": 5, "every": 2},
+    "test": {"split": "test", "prompts": KINDS, "draws": 5, "every": 2},
+}
+
+
+def flags(options: dict[str, object]) -> list[str]:
+    """{"lr": 0.1, "no-robust": True} -> ["--lr", "0.1", "--no-robust"]."""
+    return [
+        word
+        for name, value in options.items()
+        for word in ([f"--{name}"] if value is True else [f"--{name}", str(value)])
+    ]
+
+
+def training_options(row: Row, seed: int) -> dict[str, object]:
+    """The options of ``stable-sam train`` for a row; few pictures need no occluded ones beside them."""
+    options = {**COMMON, **row.options, "seed": seed}
+    if "limit" in options:
+        options["occlusions"] = 0
+    return options
+
+
+class Study:
+    def __init__(self, data: Path, work: Path, device: str, dry_run: bool) -> None:
+        self.data, self.work, self.device, self.dry_run = data, work, device, dry_run
+
+    def verb(self, name: str, options: dict[str, object]) -> None:
+        """Run a verb of ``stable-sam``, or show it."""
+        words = ["stable_sam_cuda", name, "--data", str(self.data), *flags(options), "--device", self.device]
+        print("==> stable-sam", shlex.join(words[1:]), flush=True)
+        if not self.dry_run:
+            subprocess.run([sys.executable, "-m", *words], check=True)
+
+    def run(self, row: Row, seed: int) -> None:
+        """Train and evaluate one row with one seed, unless there is a record of just that."""
+        path = RECORDS / f"{row.name}-{seed}.json"
+        trained = None if row.options is None else training_options(row, seed)
+        evaluations = {
+            name: options for name, options in EVALUATIONS.items() if name == "val" or (row.tested and seed == 0)
+        }
+        commands = {"train": trained, "evaluate": evaluations}
+        if path.is_file() and json.loads(path.read_text())["commands"] == commands:
+            print(f"{row.name}, seed {seed}: recorded", flush=True)
+            return
+        weights = "none" if trained is None else self.train(row, trained)
+        record = {
+            "row": row.name,
+            "seed": seed,
+            "commands": commands,
+            "machine": platform.processor() or platform.machine(),
+        }
+        if trained is not None and not self.dry_run:
+            record["training"] = training_record(Path(weights))
+            record["curve"] = training_curve(Path(weights).parent / "log.jsonl")
+        record["figures"] = {name: self.evaluate(row, seed, weights, name) for name in evaluations}
+        if not self.dry_run:
+            RECORDS.mkdir(exist_ok=True)
+            path.write_text(json.dumps(record, indent=1) + "\n")
+
+    def train(self, row: Row, options: dict[str, object]) -> str:
+        """Weights of a run that is finished, continued or begun here."""
+        out = self.work / f"{row.name}-{options['seed']}"
+        method = options["method"]
+        weights = out / ("plugin.safetensors" if method == "stable" else f"{method}.safetensors")
+        if not weights.is_file():
+            pictures = f"{options.get('limit', 'all')}-{options['seed'] if 'limit' in options else 0}"
+            place = {"out": out, "cache": self.work / f"embeddings-{pictures}"}
+            if (out / "checkpoint.pt").is_file():
+                place["resume"] = True
+            self.verb("train", {**options, **place})
+        return str(weights)
+
+    def evaluate(self, row: Row, seed: int, weights: str, name: str) -> dict:
+        """The summary of one evaluation."""
+        out = self.work / f"{row.name}-{seed}" / name
+        if not (out / "results.json").is_file():
+            self.verb("evaluate", {**EVALUATIONS[name], "plugin": weights, "out": out})
+        if self.dry_run:
+            return {}
+        results = json.loads((out / "results.json").read_text())
+        return {key: value for key, value in results.items() if key in ("pictures", "draws", "summary")} | {
+            "objects": len(results["objects"]) // len(results["summary"])
+        }
+
+
+def training_record(weights: Path) -> dict:
+    """What a weights file says of its training, and how many parameters it holds."""
+    with safe_open(weights, "pt") as file:
+        metadata = file.metadata()
+        parameters = sum(file.get_tensor(name).numel() for name in file.keys())  # noqa: SIM118 (no mapping)
+    return {**{name: value for name, value in metadata.items() if name != "format"}, "parameters": parameters}
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder with splits.json and SET/images, SET/masks")
+    parser.add_argument("--work", type=Path, default=STUDY / "work", help="folder for embeddings, weights and results")
+    parser.add_argument("--rows", help="names of rows, by commas; default: all")
+    parser.add_argument("--seeds", help="only these seeds, by commas")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dry-run", action="store_true", help="show what would be run")
+    args = parser.parse_args()
+    rows = all_rows()
+    if args.rows:
+        wanted = args.rows.split(",")
+        unknown = set(wanted) - {row.name for row in rows}
+        if unknown:
+            parser.error(
+                f"rows: expected some of {', '.join(row.name for row in rows)}, got {', '.join(sorted(unknown))}"
+            )
+        rows = [row for row in rows if row.name in wanted]
+    study = Study(args.data, args.work, args.device, args.dry_run)
+    turns = [(seed, row) for seed in (0, 1, 2) for row in rows if seed in row.seeds]
+    for seed, row in turns:
+        if not args.seeds or str(seed) in args.seeds.split(","):
+            started = time.monotonic()
+            study.run(row, seed)
+            print(f"{row.name}, seed {seed}: {(time.monotonic() - started) / 60:.1f} minutes", flush=True)
+
+
+if __name__ == "__main__":
+    main()
