@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,12 +33,12 @@ class EmbeddingCache:
     its embedding has been flushed. A cache of other pictures or of another encoder is refused.
     """
 
-    def __init__(self, folder: Path, sam: Sam, samples: list[Sample]) -> None:
+    def __init__(self, folder: Path, sam: Sam, samples: Sequence[Sample]) -> None:
         """
         Raises:
             ValueError: the folder holds the cache of another encoder or of other pictures.
         """
-        self.folder, self.sam, self.samples = folder, sam, samples
+        self.folder, self.sam, self.samples = folder, sam, list(samples)
         size = sam.prompt_encoder.image_embedding_size
         self.shape = (len(samples), sam.prompt_encoder.embed_dim, *size)
         description = {
