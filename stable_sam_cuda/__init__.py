@@ -4,8 +4,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from stable_sam_cuda import backends
-from stable_sam_cuda.backends import Backend, BackendUnavailableError, MissingBackendWarning
-from stable_sam_cuda.functional import deformable_sample
+from stable_sam_cuda.backends import (
+    Backend,
+    BackendUnavailableError,
+    MissingBackendWarning,
+    UnfusedAttentionWarning,
+)
+from stable_sam_cuda.functional import deformable_attention, deformable_sample
 from stable_sam_cuda.modules import DeformableSampler, DynamicRouter, OffsetNetwork
 
 if TYPE_CHECKING:
@@ -38,7 +43,9 @@ __all__ = [
     "MissingBackendWarning",
     "OffsetNetwork",
     "StableSamPredictor",
+    "UnfusedAttentionWarning",
     "backends",
+    "deformable_attention",
     "deformable_sample",
     "load_plugin",
     "load_sam",

@@ -27,6 +27,10 @@ class MissingBackendWarning(RuntimeWarning):
     """The compiled kernels for a device are missing, so ``auto`` uses the slower plain PyTorch instead."""
 
 
+class UnfusedAttentionWarning(RuntimeWarning):
+    """`deformable_attention` samples first and attends afterwards: slower, with more memory, equal in its result."""
+
+
 class BackendUnavailableError(RuntimeError):
     """A backend was asked for by name that this installation or machine does not have."""
 
@@ -59,6 +63,15 @@ _UNAVAILABLE: dict[Backend, str | None] = {
     backend: _find_why_unavailable(backend) for backend in Backend if backend is not Backend.AUTO
 }
 _warned: set[str] = set()
+
+
+def _has_attention_kernels(backend: Backend) -> bool:
+    name = "sampled_attention_triton" if backend is Backend.TRITON else "sampled_attention"
+    key = "CPU" if backend is Backend.CPU or (backend is Backend.TRITON and triton_kernels.interprets()) else "CUDA"
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"stable_sam_cuda::{name}", key)
+
+
+_FUSES_ATTENTION = {backend: _has_attention_kernels(backend) for backend in _UNAVAILABLE}
 
 
 def available() -> tuple[Backend, ...]:
@@ -140,3 +153,33 @@ def choose(requested: Backend | str, device: torch.device, dtype: torch.dtype) -
             stacklevel=3,
         )
     return Backend.REFERENCE
+
+
+def choose_for_attention(requested: Backend | str, device: torch.device, dtype: torch.dtype) -> tuple[Backend, bool]:
+    """As `choose`, and whether that backend has the fused kernel; ``auto`` prefers one that has it.
+
+    Where it has not, one `UnfusedAttentionWarning` says so. The reference counts as fused: it is what was asked for.
+
+    Raises:
+        As `choose`.
+    """
+    chosen = choose(requested, device, dtype)
+    if chosen is Backend.REFERENCE or _FUSES_ATTENTION[chosen]:
+        return chosen, True
+    if parse(requested) is Backend.AUTO:
+        for other in _AUTO_CANDIDATES[device.type]:
+            if dtype in _SUPPORTED_DTYPES[other] and _UNAVAILABLE[other] is None and _FUSES_ATTENTION[other]:
+                return other, True
+    warn_unfused(f"backend {chosen.value!r} has no fused kernel for it")
+    return chosen, False
+
+
+def warn_unfused(reason: str) -> None:
+    """One `UnfusedAttentionWarning` for each reason."""
+    if reason not in _warned:
+        _warned.add(reason)
+        warnings.warn(
+            f"deformable_attention samples first and attends afterwards: {reason}",
+            UnfusedAttentionWarning,
+            stacklevel=4,
+        )

@@ -4,20 +4,15 @@ All tensors are (B, C, H, W): B prompts, C channels, an H x W feature map. Chann
 contiguous NCHW tensors are accepted and converted. A batch of 1 broadcasts against B for every argument.
 """
 
-import math
-from functools import partial
-
-import torch
 from torch import Tensor
 
+from stable_sam_cuda.attention import deformable_attention
 from stable_sam_cuda.backends import Backend, choose
-from stable_sam_cuda.ops import reference
-from stable_sam_cuda.ops.autocast import autocast_dtype, cast_for_autocast
+from stable_sam_cuda.checks import check_batched, check_dtype, check_image, check_max_offset, check_tensors
+from stable_sam_cuda.ops.autocast import autocast_dtype
+from stable_sam_cuda.sampling import sample_with
 
-_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-
-# Beyond it float32 does not tell neighbouring pixels apart.
-_LARGEST_MAX_OFFSET = float(2**24)
+__all__ = ["deformable_attention", "deformable_sample"]
 
 
 def deformable_sample(
@@ -66,17 +61,8 @@ def deformable_sample(
     _check(features, offsets, identity, alpha, amplitude, max_offset)
     if alpha is None:
         identity = None
-    dtype = autocast_dtype(features)
-    chosen = choose(backend, features.device, dtype)
-    max_offset = float(max_offset)
-    if chosen is Backend.REFERENCE:
-        cast = partial(cast_for_autocast, dtype=dtype)
-        return reference.deformable_sample(
-            features.to(dtype), offsets.to(dtype), cast(identity), cast(alpha), cast(amplitude), max_offset
-        )
-    operations = torch.ops.stable_sam_cuda
-    operation = operations.deformable_sample_triton if chosen is Backend.TRITON else operations.deformable_sample
-    return operation(features, offsets, identity, alpha, amplitude, max_offset)
+    chosen = choose(backend, features.device, autocast_dtype(features))
+    return sample_with(chosen, features, offsets, identity, alpha, amplitude, float(max_offset))
 
 
 def _check(
@@ -90,13 +76,9 @@ def _check(
     tensors = {"features": features, "offsets": offsets}
     optional = {"identity": identity, "alpha": alpha, "amplitude": amplitude}
     tensors.update((name, tensor) for name, tensor in optional.items() if tensor is not None)
-    for name, tensor in tensors.items():
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name}: expected a torch.Tensor, got {type(tensor).__name__}")
-    if features.dtype not in _DTYPES:
-        raise TypeError(f"features: expected dtype float32, float16, bfloat16 or float64, got {features.dtype}")
-    if features.dim() != 4:
-        raise ValueError(f"features: expected shape (B, C, H, W), got {tuple(features.shape)}")
+    check_tensors(tensors)
+    check_dtype("features", features)
+    check_image("features", features)
     if alpha is not None and identity is None:
         raise ValueError("identity: expected a tensor like features, because alpha is given, got None")
 
@@ -109,32 +91,5 @@ def _check(
         "alpha": ((2,),),
         "amplitude": ((1, height, width), (channels, height, width)),
     }
-    batch = 1
-    for name, tensor in tensors.items():
-        _check_alike(name, tensor, features)
-        if tensor.dim() == 0 or tuple(tensor.shape[1:]) not in expected[name]:
-            raise ValueError(f"{name}: expected shape {_describe(expected[name])}, got {tuple(tensor.shape)}")
-        own_batch = tensor.shape[0]
-        if own_batch != 1 and batch not in (1, own_batch):
-            raise ValueError(f"{name}: expected batch 1 or {batch}, as the tensors before it have, got {own_batch}")
-        batch = batch if own_batch == 1 else own_batch
-
-    if isinstance(max_offset, bool) or not isinstance(max_offset, (int, float)):
-        raise TypeError(f"max_offset: expected a number of pixels, got {type(max_offset).__name__}")
-    if not (math.isfinite(max_offset) and 0 <= max_offset <= _LARGEST_MAX_OFFSET):
-        raise ValueError(f"max_offset: expected a finite number of pixels from 0 to 2**24, got {max_offset}")
-
-
-def _check_alike(name: str, tensor: Tensor, features: Tensor) -> None:
-    if tensor.device != features.device:
-        raise ValueError(f"{name}: expected device {features.device}, that of features, got {tensor.device}")
-    if tensor.dtype != features.dtype:
-        if tensor.dtype in _DTYPES and torch.is_autocast_enabled(features.device.type):
-            return  # autocast makes them alike
-        raise TypeError(f"{name}: expected dtype {features.dtype}, that of features, got {tensor.dtype}")
-
-
-def _describe(expected: tuple[tuple[int, ...], ...]) -> str:
-    """((1, 5), (8, 5)) -> '(B or 1, 1 or 8, 5)'."""
-    axes = [" or ".join(map(str, dict.fromkeys(sizes))) for sizes in zip(*expected, strict=True)]
-    return f"({', '.join(['B or 1', *axes])})"
+    check_batched(tensors, expected, features)
+    check_max_offset(max_offset)

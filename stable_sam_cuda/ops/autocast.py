@@ -3,6 +3,8 @@
 float64 inputs are left alone, as PyTorch's own autocast does.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -12,7 +14,7 @@ _autocast_library = torch.library.Library(NAMESPACE, "IMPL")
 
 
 def autocast_dtype(features: Tensor) -> torch.dtype:
-    """The dtype in which features are sampled here: autocast's where it is on, else their own."""
+    """The dtype in which tensors like these features are taken here: autocast's where it is on, else their own."""
     device_type = features.device.type
     if torch.is_autocast_enabled(device_type) and features.dtype != torch.float64:
         return torch.get_autocast_dtype(device_type)
@@ -26,22 +28,16 @@ def cast_for_autocast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | Non
 def _register(operation_name: str, device_type: str) -> None:
     operation = getattr(torch.ops.stable_sam_cuda, operation_name)
 
-    def cast_and_sample(
-        features: Tensor,
-        offsets: Tensor,
-        identity: Tensor | None,
-        alpha: Tensor | None,
-        amplitude: Tensor | None,
-        max_offset: float,
-    ) -> Tensor:
-        dtype = autocast_dtype(features)
-        inputs = [cast_for_autocast(tensor, dtype) for tensor in (features, offsets, identity, alpha, amplitude)]
+    def cast_and_run(*arguments: Any) -> Any:
+        """The op's tensors, some of them None, are followed by max_offset alone."""
+        *tensors, max_offset = arguments
+        dtype = autocast_dtype(tensors[0])
         with torch.autocast(device_type, enabled=False):
-            return operation(*inputs, max_offset)
+            return operation(*[cast_for_autocast(tensor, dtype) for tensor in tensors], max_offset)
 
-    _autocast_library.impl(operation_name, cast_and_sample, f"Autocast{device_type.upper()}")
+    _autocast_library.impl(operation_name, cast_and_run, f"Autocast{device_type.upper()}")
 
 
-for variant in ("deformable_sample", "deformable_sample_triton"):
+for variant in ("deformable_sample", "deformable_sample_triton", "sampled_attention", "sampled_attention_triton"):
     for device in ("cpu", "cuda"):
         _register(variant, device)

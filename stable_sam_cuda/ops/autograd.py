@@ -1,5 +1,6 @@
 """Gradients of every op: what is saved, which gradients are asked for, and the error of a double backward."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -36,9 +37,32 @@ def _backward_through(operation_name: str):
     return backward
 
 
+def _save_attention(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *tensors, ctx.max_offset = inputs
+    ctx.save_for_backward(*tensors, *output)
+    ctx.mark_non_differentiable(output[1])
+
+
+def _attention_backward_through(operation_name: str):
+    """As above; the logsumexp passes no gradient."""
+
+    def backward(ctx: Any, grad_pooled: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[:6]
+        grad_mask = sum(1 << bit for bit, needed in enumerate(wanted) if needed)
+        operation = getattr(torch.ops.stable_sam_cuda, operation_name)
+        gradients = operation(grad_pooled, *saved, ctx.max_offset, grad_mask)
+        summed = [
+            _sum_to_batch(g, t) if needed else None for g, t, needed in zip(gradients, saved[:6], wanted, strict=True)
+        ]
+        return (*summed, None)
+
+    return backward
+
+
 def _refuse_double_backward(ctx: Any, *gradients: Tensor) -> None:
     raise RuntimeError(
-        "deformable_sample: the compiled and Triton backends cannot be differentiated twice; "
+        "deformable_sample and deformable_attention: the compiled and Triton backends cannot be differentiated twice; "
         'use backend="reference" for gradients of gradients'
     )
 
@@ -47,10 +71,14 @@ def _save_nothing(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     pass
 
 
+def _register(operation_name: str, backward: Callable[..., Any], save: Callable[..., None]) -> None:
+    torch.library.register_autograd(f"{NAMESPACE}::{operation_name}", backward, setup_context=save)
+    torch.library.register_autograd(
+        f"{NAMESPACE}::{operation_name}_backward", _refuse_double_backward, setup_context=_save_nothing
+    )
+
+
 for variant in ("deformable_sample", "deformable_sample_triton"):
-    torch.library.register_autograd(
-        f"{NAMESPACE}::{variant}", _backward_through(f"{variant}_backward"), setup_context=_save_inputs
-    )
-    torch.library.register_autograd(
-        f"{NAMESPACE}::{variant}_backward", _refuse_double_backward, setup_context=_save_nothing
-    )
+    _register(variant, _backward_through(f"{variant}_backward"), _save_inputs)
+for variant in ("sampled_attention", "sampled_attention_triton"):
+    _register(variant, _attention_backward_through(f"{variant}_backward"), _save_attention)

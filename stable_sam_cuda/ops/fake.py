@@ -1,6 +1,6 @@
 """Shapes, dtypes and strides of every op's results, for torch.compile and torch.export; no arithmetic.
 
-Dense (B, C, H, W) results are channels-last, ``grad_offsets`` is contiguous; both compiled and Triton kernels
+Dense (B, C, H, W) results are channels-last, all others contiguous; both compiled and Triton kernels
 return exactly this.
 """
 
@@ -64,6 +64,47 @@ def deformable_sample_backward(
     )
 
 
+def sampled_attention(
+    query_rows: Tensor,
+    features: Tensor,
+    identity: Tensor,
+    offsets: Tensor,
+    alpha: Tensor,
+    key_pe: Tensor,
+    max_offset: float,
+) -> tuple[Tensor, Tensor]:
+    sums_dtype = torch.promote_types(query_rows.dtype, torch.float32)
+    return query_rows.new_empty(query_rows.shape), query_rows.new_empty(query_rows.shape[:2], dtype=sums_dtype)
+
+
+def sampled_attention_backward(
+    grad_pooled: Tensor,
+    query_rows: Tensor,
+    features: Tensor,
+    identity: Tensor,
+    offsets: Tensor,
+    alpha: Tensor,
+    key_pe: Tensor,
+    pooled: Tensor,
+    logsumexp: Tensor,
+    max_offset: float,
+    grad_mask: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    batch, height, width = query_rows.shape[0], *features.shape[2:]
+    made = (
+        lambda: query_rows.new_empty(query_rows.shape),
+        lambda: _like_image(features, features),
+        lambda: _like_image(features, identity),
+        lambda: features.new_empty((batch, 2, height, width)),
+        lambda: features.new_empty((batch, 2)),
+        lambda: _like_image(features, key_pe),
+    )
+    return tuple(make() if grad_mask >> bit & 1 else features.new_empty((0,)) for bit, make in enumerate(made))
+
+
 for variant in ("deformable_sample", "deformable_sample_triton"):
     torch.library.register_fake(f"{NAMESPACE}::{variant}", deformable_sample)
     torch.library.register_fake(f"{NAMESPACE}::{variant}_backward", deformable_sample_backward)
+for variant in ("sampled_attention", "sampled_attention_triton"):
+    torch.library.register_fake(f"{NAMESPACE}::{variant}", sampled_attention)
+    torch.library.register_fake(f"{NAMESPACE}::{variant}_backward", sampled_attention_backward)

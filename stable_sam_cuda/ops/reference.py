@@ -65,3 +65,29 @@ def deformable_sample(
         if identity is not None:
             output = output + identity.to(dtype) * weights[:, 1:]
     return output.to(features.dtype)
+
+
+def sampled_attention(
+    query_rows: Tensor,
+    features: Tensor,
+    identity: Tensor,
+    offsets: Tensor,
+    alpha: Tensor,
+    key_pe: Tensor,
+    max_offset: float,
+) -> tuple[Tensor, Tensor]:
+    """Attention of rows (B, R, C) over all pixels of u, `deformable_sample`'s output, with keys ``u + key_pe``.
+
+    Returns ``softmax(query_rows (u + key_pe)) u``, (B, R, C) with the dtype of ``query_rows``, and the logsumexp of the
+    logits, (B, R). All arithmetic, u included, is float32 (float64 for float64 inputs). A pixel whose offset is NaN
+    makes its prompt NaN.
+    """
+    dtype = torch.promote_types(query_rows.dtype, torch.float32)
+    calibrated = deformable_sample(
+        features.to(dtype), offsets.to(dtype), identity.to(dtype), alpha.to(dtype), None, max_offset
+    )
+    values = calibrated.flatten(2).transpose(1, 2)
+    keys = values + key_pe.to(dtype).flatten(2).transpose(1, 2)
+    logits = query_rows.to(dtype) @ keys.transpose(1, 2)
+    pooled = torch.softmax(logits, dim=-1) @ values
+    return pooled.to(query_rows.dtype), logits.logsumexp(-1)

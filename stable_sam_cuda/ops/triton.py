@@ -35,3 +35,6 @@ if _kernels is not None:
     for _key in ("CUDA", "CPU") if interprets() else ("CUDA",):
         library.impl("deformable_sample_triton", _kernels.deformable_sample, _key)
         library.impl("deformable_sample_triton_backward", _kernels.deformable_sample_backward, _key)
+        if hasattr(_kernels, "sampled_attention"):
+            library.impl("sampled_attention_triton", _kernels.sampled_attention, _key)
+            library.impl("sampled_attention_triton_backward", _kernels.sampled_attention_backward, _key)

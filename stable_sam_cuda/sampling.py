@@ -1,0 +1,30 @@
+"""Sampling by a backend that is already chosen, inputs already checked: what the functions are made of."""
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from stable_sam_cuda.backends import Backend
+from stable_sam_cuda.ops import reference
+from stable_sam_cuda.ops.autocast import autocast_dtype, cast_for_autocast
+
+
+def sample_with(
+    chosen: Backend,
+    features: Tensor,
+    offsets: Tensor,
+    identity: Tensor | None,
+    alpha: Tensor | None,
+    amplitude: Tensor | None,
+    max_offset: float,
+) -> Tensor:
+    if chosen is Backend.REFERENCE:
+        dtype = autocast_dtype(features)
+        cast = partial(cast_for_autocast, dtype=dtype)
+        return reference.deformable_sample(
+            features.to(dtype), offsets.to(dtype), cast(identity), cast(alpha), cast(amplitude), max_offset
+        )
+    operations = torch.ops.stable_sam_cuda
+    operation = operations.deformable_sample_triton if chosen is Backend.TRITON else operations.deformable_sample
+    return operation(features, offsets, identity, alpha, amplitude, max_offset)
