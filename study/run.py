@@ -115,7 +115,7 @@ def training_record(weights: Path) -> dict:
     with safe_open(weights, "pt") as file:
         metadata = file.metadata()
         parameters = sum(file.get_tensor(name).numel() for name in file.keys())  # noqa: SIM118 (no mapping)
-    return {**{name: value for name, value in metadata.items() if name != "format"}, "parameters": parameters}
+    return {**json.loads(metadata["training"]), "parameters": parameters}
 
 
 def main() -> None:

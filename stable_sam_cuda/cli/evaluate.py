@@ -16,7 +16,9 @@ def evaluate(
     out: Annotated[Path, typer.Option(help="Folder for results.json and results.csv.")],
     model: Annotated[str, typer.Option(help="sam_lite, vit_b, vit_l or vit_h.")] = "sam_lite",
     checkpoint: Annotated[Path | None, typer.Option(help="A local checkpoint of the model.")] = None,
-    plugin: Annotated[str, typer.Option(help="auto, none, the name or the path of a plugin.")] = "auto",
+    plugin: Annotated[
+        str, typer.Option(help="auto, none, the name or the path of a plugin, or of a baseline's weights.")
+    ] = "auto",
     split: Annotated[str | None, typer.Option(help="A split named in the data's splits.json.")] = None,
     layout: Annotated[str, typer.Option(help="How DATA is laid out: auto, folders, mixed or coco.")] = "auto",
     prompts: Annotated[str, typer.Option(help="Prompt kinds, by commas.")] = "gt_box,noisy_box,1_point,3_points",
@@ -33,15 +35,16 @@ def evaluate(
     from stable_sam_cuda.evaluation.protocol import evaluate as run_protocol
     from stable_sam_cuda.evaluation.report import paper_table, precision_table, write_report
     from stable_sam_cuda.evaluation.sharding import gathered, own_device, own_share, process_group, rank
-    from stable_sam_cuda.sam import StableSamPredictor, load_sam, stabilize
+    from stable_sam_cuda.sam import StableSamPredictor, load_sam
     from stable_sam_cuda.training.dataset import find_masked_images
+    from stable_sam_cuda.training.method_file import load_method
 
     with process_group():
         first = rank() == 0
         console = Console(quiet=not first)
         sam = load_sam(model, checkpoint=checkpoint, device=own_device(device))
         if plugin != "none":
-            stabilize(sam, plugin)
+            load_method(sam, plugin)
         samples = usable_samples(find_masked_images(data, split, layout)[::every], console)
         kinds = [kind.strip() for kind in prompts.split(",")]
         predictor = StableSamPredictor(sam)
