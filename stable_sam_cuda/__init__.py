@@ -10,7 +10,7 @@ from stable_sam_cuda.backends import (
     MissingBackendWarning,
     UnfusedAttentionWarning,
 )
-from stable_sam_cuda.functional import deformable_attention, deformable_sample
+from stable_sam_cuda.functional import deformable_attention, deformable_sample, offset_head
 from stable_sam_cuda.modules import DeformableSampler, DynamicRouter, OffsetNetwork
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ __all__ = [
     "deformable_sample",
     "load_plugin",
     "load_sam",
+    "offset_head",
     "plugin_of",
     "plugin_state_dict",
     "save_plugin",

@@ -65,13 +65,16 @@ _UNAVAILABLE: dict[Backend, str | None] = {
 _warned: set[str] = set()
 
 
-def _has_attention_kernels(backend: Backend) -> bool:
-    name = "sampled_attention_triton" if backend is Backend.TRITON else "sampled_attention"
+def _has_kernels(backend: Backend, operation: str) -> bool:
+    name = f"{operation}_triton" if backend is Backend.TRITON else operation
     key = "CPU" if backend is Backend.CPU or (backend is Backend.TRITON and triton_kernels.interprets()) else "CUDA"
     return torch._C._dispatch_has_kernel_for_dispatch_key(f"stable_sam_cuda::{name}", key)
 
 
-_FUSES_ATTENTION = {backend: _has_attention_kernels(backend) for backend in _UNAVAILABLE}
+_FUSES_ATTENTION = {backend: _has_kernels(backend, "sampled_attention") for backend in _UNAVAILABLE}
+_HAS_OFFSET_HEAD = {
+    backend: backend is Backend.REFERENCE or _has_kernels(backend, "offset_head") for backend in _UNAVAILABLE
+}
 
 
 def available() -> tuple[Backend, ...]:
@@ -172,6 +175,27 @@ def choose_for_attention(requested: Backend | str, device: torch.device, dtype: 
                 return other, True
     warn_unfused(f"backend {chosen.value!r} has no fused kernel for it")
     return chosen, False
+
+
+def choose_for_offset_head(requested: Backend | str, device: torch.device, dtype: torch.dtype) -> Backend:
+    """As `choose`, among the backends that have the kernel: on CUDA that is Triton's.
+
+    Raises:
+        As `choose`.
+    """
+    chosen = choose(requested, device, dtype)
+    if _HAS_OFFSET_HEAD[chosen]:
+        return chosen
+    others = [other for other in _AUTO_CANDIDATES.get(device.type, ()) if _HAS_OFFSET_HEAD[other]]
+    if parse(requested) is not Backend.AUTO:
+        names = ", ".join(repr(other.value) for other in (*others, Backend.REFERENCE))
+        raise BackendUnavailableError(
+            f"backend {chosen.value!r} has no kernels for offset_head; expected one of {names}"
+        )
+    for other in others:
+        if dtype in _SUPPORTED_DTYPES[other] and _UNAVAILABLE[other] is None:
+            return other
+    return Backend.REFERENCE
 
 
 def warn_unfused(reason: str) -> None:

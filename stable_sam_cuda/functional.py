@@ -9,10 +9,11 @@ from torch import Tensor
 from stable_sam_cuda.attention import deformable_attention
 from stable_sam_cuda.backends import Backend, choose
 from stable_sam_cuda.checks import check_batched, check_dtype, check_image, check_max_offset, check_tensors
+from stable_sam_cuda.offsets import offset_head
 from stable_sam_cuda.ops.autocast import autocast_dtype
 from stable_sam_cuda.sampling import sample_with
 
-__all__ = ["deformable_attention", "deformable_sample"]
+__all__ = ["deformable_attention", "deformable_sample", "offset_head"]
 
 
 def deformable_sample(

@@ -29,15 +29,16 @@ def _register(operation_name: str, device_type: str) -> None:
     operation = getattr(torch.ops.stable_sam_cuda, operation_name)
 
     def cast_and_run(*arguments: Any) -> Any:
-        """The op's tensors, some of them None, are followed by max_offset alone."""
-        *tensors, max_offset = arguments
+        """The op's tensors, some of them None, are followed by one number."""
+        *tensors, number = arguments
         dtype = autocast_dtype(tensors[0])
         with torch.autocast(device_type, enabled=False):
-            return operation(*[cast_for_autocast(tensor, dtype) for tensor in tensors], max_offset)
+            return operation(*[cast_for_autocast(tensor, dtype) for tensor in tensors], number)
 
     _autocast_library.impl(operation_name, cast_and_run, f"Autocast{device_type.upper()}")
 
 
-for variant in ("deformable_sample", "deformable_sample_triton", "sampled_attention", "sampled_attention_triton"):
-    for device in ("cpu", "cuda"):
-        _register(variant, device)
+for operation in ("deformable_sample", "sampled_attention", "offset_head"):
+    for variant in (operation, f"{operation}_triton"):
+        for device in ("cpu", "cuda"):
+            _register(variant, device)

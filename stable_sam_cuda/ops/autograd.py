@@ -60,9 +60,26 @@ def _attention_backward_through(operation_name: str):
     return backward
 
 
+def _save_head(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.eps = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _head_backward_through(operation_name: str):
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        wanted = ctx.needs_input_grad[:7]
+        grad_mask = sum(1 << bit for bit, needed in enumerate(wanted) if needed)
+        operation = getattr(torch.ops.stable_sam_cuda, operation_name)
+        gradients = operation(grad_output, *ctx.saved_tensors, ctx.eps, grad_mask)
+        return (*(g if needed else None for g, needed in zip(gradients, wanted, strict=True)), None)
+
+    return backward
+
+
 def _refuse_double_backward(ctx: Any, *gradients: Tensor) -> None:
     raise RuntimeError(
-        "deformable_sample and deformable_attention: the compiled and Triton backends cannot be differentiated twice; "
+        "deformable_sample, deformable_attention and offset_head: the compiled and Triton backends cannot be "
+        "differentiated twice; "
         'use backend="reference" for gradients of gradients'
     )
 
@@ -82,3 +99,5 @@ for variant in ("deformable_sample", "deformable_sample_triton"):
     _register(variant, _backward_through(f"{variant}_backward"), _save_inputs)
 for variant in ("sampled_attention", "sampled_attention_triton"):
     _register(variant, _attention_backward_through(f"{variant}_backward"), _save_attention)
+for variant in ("offset_head", "offset_head_triton"):
+    _register(variant, _head_backward_through(f"{variant}_backward"), _save_head)

@@ -102,9 +102,50 @@ def sampled_attention_backward(
     return tuple(make() if grad_mask >> bit & 1 else features.new_empty((0,)) for bit, make in enumerate(made))
 
 
+def offset_head(
+    features: Tensor,
+    depthwise_weight: Tensor,
+    depthwise_bias: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    pointwise_weight: Tensor,
+    pointwise_bias: Tensor,
+    eps: float,
+) -> Tensor:
+    batch, _, height, width = features.shape
+    return features.new_empty((batch, 2, height, width))
+
+
+def offset_head_backward(
+    grad_output: Tensor,
+    features: Tensor,
+    depthwise_weight: Tensor,
+    depthwise_bias: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    pointwise_weight: Tensor,
+    pointwise_bias: Tensor,
+    eps: float,
+    grad_mask: int,
+) -> tuple[Tensor, ...]:
+    parameters = (depthwise_weight, depthwise_bias, norm_weight, norm_bias, pointwise_weight, pointwise_bias)
+    nothing = features.new_empty((0,))
+    grad_features = _like_image(features, features) if grad_mask & 1 else nothing
+    return (
+        grad_features,
+        *(
+            parameter.new_empty(parameter.shape) if grad_mask >> bit & 1 else nothing.clone()
+            for bit, parameter in enumerate(parameters, 1)
+        ),
+    )
+
+
 for variant in ("deformable_sample", "deformable_sample_triton"):
     torch.library.register_fake(f"{NAMESPACE}::{variant}", deformable_sample)
     torch.library.register_fake(f"{NAMESPACE}::{variant}_backward", deformable_sample_backward)
 for variant in ("sampled_attention", "sampled_attention_triton"):
     torch.library.register_fake(f"{NAMESPACE}::{variant}", sampled_attention)
     torch.library.register_fake(f"{NAMESPACE}::{variant}_backward", sampled_attention_backward)
+for variant in ("offset_head", "offset_head_triton"):
+    torch.library.register_fake(f"{NAMESPACE}::{variant}", offset_head)
+    torch.library.register_fake(f"{NAMESPACE}::{variant}_backward", offset_head_backward)

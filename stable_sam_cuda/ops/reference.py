@@ -4,6 +4,7 @@ Axes: B prompts, C channels, H rows, W columns of the feature map.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -91,3 +92,31 @@ def sampled_attention(
     logits = query_rows.to(dtype) @ keys.transpose(1, 2)
     pooled = torch.softmax(logits, dim=-1) @ values
     return pooled.to(query_rows.dtype), logits.logsumexp(-1)
+
+
+def offset_head(
+    features: Tensor,
+    depthwise_weight: Tensor,
+    depthwise_bias: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    pointwise_weight: Tensor,
+    pointwise_bias: Tensor,
+    eps: float,
+) -> Tensor:
+    """Depthwise convolution, LayerNorm over the channels of each pixel, GELU by the error function, 1x1 convolution.
+
+    Everything is taken in float32 (float64 for float64 inputs); the result has the dtype of ``features``.
+    """
+    dtype = torch.promote_types(features.dtype, torch.float32)
+    channels, _, _, kernel_size = depthwise_weight.shape
+    hidden = F.conv2d(
+        features.to(dtype),
+        depthwise_weight.to(dtype),
+        depthwise_bias.to(dtype),
+        padding=kernel_size // 2,
+        groups=channels,
+    )
+    hidden = F.layer_norm(hidden.permute(0, 2, 3, 1), (channels,), norm_weight.to(dtype), norm_bias.to(dtype), eps)
+    raw = F.linear(F.gelu(hidden), pointwise_weight.to(dtype).flatten(1), pointwise_bias.to(dtype))
+    return raw.permute(0, 3, 1, 2).contiguous().to(features.dtype)

@@ -9,6 +9,9 @@ of 1 was broadcast); gradients of offsets, alpha and amplitude have the output's
 ``pooled = softmax(query_rows (u + key_pe)) u`` and the logsumexp of the logits, which only its backward wants and
 which passes no gradient. Bits of its ``grad_mask``: query_rows, features, identity, offsets, alpha, key_pe; the
 gradient of key_pe has key_pe's batch, all others are as above. The batch is that of query_rows.
+
+Bits of ``offset_head``'s ``grad_mask``: features, then the six parameters in their order; each gradient has the shape
+of its input.
 """
 
 import torch
@@ -30,6 +33,15 @@ _ATTENTION_BACKWARD = (
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 
+_HEAD_INPUTS = (
+    "Tensor features, Tensor depthwise_weight, Tensor depthwise_bias, Tensor norm_weight, Tensor norm_bias,"
+    " Tensor pointwise_weight, Tensor pointwise_bias, float eps"
+)
+_HEAD_FORWARD = f"({_HEAD_INPUTS}) -> Tensor"
+_HEAD_BACKWARD = (
+    f"(Tensor grad_output, {_HEAD_INPUTS}, int grad_mask) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+
 # The compiled op is dispatched by device (CPU: C++, CUDA: CUDA C++); Triton's stands beside it.
 SCHEMAS = {
     "deformable_sample": _FORWARD,
@@ -40,6 +52,10 @@ SCHEMAS = {
     "sampled_attention_backward": _ATTENTION_BACKWARD,
     "sampled_attention_triton": _ATTENTION_FORWARD,
     "sampled_attention_triton_backward": _ATTENTION_BACKWARD,
+    "offset_head": _HEAD_FORWARD,
+    "offset_head_backward": _HEAD_BACKWARD,
+    "offset_head_triton": _HEAD_FORWARD,
+    "offset_head_triton_backward": _HEAD_BACKWARD,
 }
 
 library = torch.library.Library(NAMESPACE, "DEF")

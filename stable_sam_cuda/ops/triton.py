@@ -38,3 +38,6 @@ if _kernels is not None:
         if hasattr(_kernels, "sampled_attention"):
             library.impl("sampled_attention_triton", _kernels.sampled_attention, _key)
             library.impl("sampled_attention_triton_backward", _kernels.sampled_attention_backward, _key)
+        if hasattr(_kernels, "offset_head"):
+            library.impl("offset_head_triton", _kernels.offset_head, _key)
+            library.impl("offset_head_triton_backward", _kernels.offset_head_backward, _key)
