@@ -3,8 +3,16 @@
 Whether they are compiled or interpreted is settled by TRITON_INTERPRET at the time of import.
 """
 
+from .attention_backward import sampled_attention_backward
+from .attention_forward import sampled_attention
 from .backward import deformable_sample_backward
 from .forward import deformable_sample
 from .launch import INTERPRETED
 
-__all__ = ["INTERPRETED", "deformable_sample", "deformable_sample_backward"]
+__all__ = [
+    "INTERPRETED",
+    "deformable_sample",
+    "deformable_sample_backward",
+    "sampled_attention",
+    "sampled_attention_backward",
+]

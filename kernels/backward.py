@@ -44,7 +44,8 @@ def _empty_gradients(wanted: list[bool], inputs: SamplingInputs) -> list[Tensor 
     ]
 
 
-def _gather_features(grad_features: Tensor, grad_output: Tensor, inputs: SamplingInputs, max_offset: float) -> None:
+def gather_features(grad_features: Tensor, grad_output: Tensor, inputs: SamplingInputs, max_offset: float) -> None:
+    """Fill (1 or B, C, H, W); summed over prompts where the features' batch of 1 was broadcast."""
     device, shape = grad_output.device, inputs.shape
     offsets_batch = inputs.offsets.shape[0]
     locations = torch.empty((offsets_batch, 2, shape.height, shape.width), dtype=torch.float32, device=device)
@@ -89,7 +90,7 @@ def _gather_features(grad_features: Tensor, grad_output: Tensor, inputs: Samplin
     )
 
 
-def _walk_pixels(
+def walk_pixels(
     grad_offsets: Tensor | None,
     grad_identity: Tensor | None,
     grad_alpha: Tensor | None,
@@ -98,6 +99,7 @@ def _walk_pixels(
     inputs: SamplingInputs,
     max_offset: float,
 ) -> None:
+    """Fill those gradients, each with the output's batch, that are given."""
     device, shape = grad_output.device, inputs.shape
     amplitude_per_channel = inputs.amplitude_channels > 1
     # Such an amplitude adds a load, a store and their registers to each vector of channels: half the pixels.
@@ -133,7 +135,8 @@ def _walk_pixels(
         grad_alpha.copy_(alpha_partials.sum(1))
 
 
-def _sum_identity(grad_identity: Tensor, grad_output: Tensor, inputs: SamplingInputs) -> None:
+def sum_identity(grad_identity: Tensor, grad_output: Tensor, inputs: SamplingInputs) -> None:
+    """Fill (1, C, H, W) with the sum over prompts."""
     elements = grad_identity.numel()
     launch(
         identity_sum_kernel,
@@ -178,15 +181,15 @@ def deformable_sample_backward(
     else:
         grad_output, max_offset = channels_last(grad_output), float(max_offset)
         if grad_features is not None:
-            _gather_features(grad_features, grad_output, inputs, max_offset)
+            gather_features(grad_features, grad_output, inputs, max_offset)
         identity_of_each = grad_identity
         if grad_identity is not None and alpha is None:
             identity_of_each = None
             grad_identity.zero_()
         elif grad_identity is not None and grad_identity.shape[0] < inputs.batch:
             identity_of_each = None
-            _sum_identity(grad_identity, grad_output, inputs)
+            sum_identity(grad_identity, grad_output, inputs)
         asked = (grad_offsets, identity_of_each, grad_alpha, grad_amplitude)
         if any(gradient is not None for gradient in asked):
-            _walk_pixels(*asked, grad_output, inputs, max_offset)
+            walk_pixels(*asked, grad_output, inputs, max_offset)
     return tuple(grad_output.new_empty(0) if gradient is None else gradient for gradient in gradients)

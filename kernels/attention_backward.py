@@ -1,0 +1,211 @@
+"""Backward of sampled_attention: by recomputation, a few prompts at a time.
+
+The gradient of u of some prompts is written, and the kernels of deformable_sample's backward carry it on
+to features, identity, offsets and alpha; it is the largest temporary and never that of all prompts.
+Nothing is added atomically and every sum has a fixed order, so the result is the same bit for bit in each run.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from .attention_backward_rows import attention_rows_kernel
+from .attention_backward_tiles import attention_tiles_kernel
+from .attention_gradients import ALPHA, FEATURES, IDENTITY, KEY_PE, OFFSETS, QUERY_ROWS, AttentionGradients
+from .attention_inputs import AttentionInputs, prepare_attention
+from .attention_plan import rows_plan, split_tiles, tiles_plan
+from .backward import gather_features, sum_identity, walk_pixels
+from .launch import launch, tile_count
+from .sampling_shape import SamplingInputs
+
+_BYTES_AT_A_TIME = 64 << 20  # of temporaries: more than fills the device, and much of it stays in the cache
+_THROUGH_SAMPLING = (FEATURES, IDENTITY, OFFSETS, ALPHA)
+
+
+class _Incoming(NamedTuple):
+    """What the forward and the op after it have left, of the prompts at hand."""
+
+    grad_pooled: Tensor  # (B, R, C)
+    logsumexp: Tensor  # (B, R) float32
+    expected: Tensor  # (B, R) float32, grad_pooled . pooled
+
+
+def _grad_of_scores(
+    inputs: AttentionInputs,
+    incoming: _Incoming,
+    grad_scores: Tensor | None,
+    grad_calibrated: Tensor | None,
+    grad_key_pe: Tensor | None,
+    max_offset: float,
+) -> None:
+    """Fill those gradients that are given."""
+    batch, rows, channels = inputs.query_rows.shape
+    plan = tiles_plan(inputs.features.dtype, channels, rows)
+    tiles = tile_count(inputs.shape.height, inputs.shape.width, plan.tile)
+    splits, tiles_of_split = split_tiles(batch, tiles, plan.resident, inputs.features.device)
+    for first_row in range(0, rows, plan.rows):
+        launch(
+            attention_tiles_kernel,
+            batch * splits,
+            inputs.features.device,
+            grad_scores,
+            grad_calibrated,
+            grad_key_pe,
+            *incoming,
+            inputs.query_rows,
+            inputs.features,
+            inputs.identity,
+            inputs.offsets,
+            inputs.alpha,
+            inputs.key_pe,
+            inputs.shape,
+            inputs.key_pe_batch_stride,
+            max_offset,
+            rows,
+            first_row,
+            splits,
+            tiles_of_split,
+            ADD=first_row > 0,
+            CHANNELS=channels,
+            **plan.constants,
+        )
+
+
+def _grad_of_rows(inputs: AttentionInputs, grad_query_rows: Tensor, grad_scores: Tensor, max_offset: float) -> None:
+    batch, rows, channels = inputs.query_rows.shape
+    plan = rows_plan(inputs.features.dtype, channels, rows)
+    row_blocks = triton.cdiv(rows, plan.rows)
+    tiles = tile_count(inputs.shape.height, inputs.shape.width, plan.tile)
+    splits, tiles_of_split = split_tiles(batch * row_blocks, tiles, plan.resident, inputs.features.device)
+    sums = grad_query_rows
+    if splits > 1:
+        sums = grad_query_rows.new_empty((batch, splits, rows, channels), dtype=torch.float32)
+    launch(
+        attention_rows_kernel,
+        batch * splits * row_blocks,
+        inputs.features.device,
+        sums,
+        grad_scores,
+        inputs.features,
+        inputs.identity,
+        inputs.offsets,
+        inputs.alpha,
+        inputs.key_pe,
+        inputs.shape,
+        inputs.key_pe_batch_stride,
+        max_offset,
+        rows,
+        row_blocks,
+        splits,
+        tiles_of_split,
+        CHANNELS=channels,
+        **plan.constants,
+    )
+    if splits > 1:
+        grad_query_rows.copy_(sums.sum(1))
+
+
+def sampled_attention_backward(
+    grad_pooled: Tensor,
+    query_rows: Tensor,
+    features: Tensor,
+    identity: Tensor,
+    offsets: Tensor,
+    alpha: Tensor,
+    key_pe: Tensor,
+    pooled: Tensor,
+    logsumexp: Tensor,
+    max_offset: float,
+    grad_mask: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Triton's backward of the op in ops/schema.py, where shapes and ``grad_mask`` are explained.
+
+    Raises TypeError for a dtype other than float32, float16 and bfloat16.
+    """
+    inputs = prepare_attention(query_rows, features, identity, offsets, alpha, key_pe)
+    gradients = AttentionGradients(inputs, grad_mask)
+    if query_rows.numel() == 0 or inputs.pixels == 0:
+        gradients.zero()
+    elif gradients.wanted(*range(6)):
+        grad_pooled, logsumexp = grad_pooled.contiguous(), logsumexp.contiguous()
+        expected = (grad_pooled.float() * pooled.float()).sum(-1)
+        batch, together = query_rows.shape[0], _prompts_at_a_time(inputs, gradients)
+        for first in range(0, batch, together):
+            prompts = slice(first, min(first + together, batch))
+            incoming = _Incoming(grad_pooled[prompts], logsumexp[prompts], expected[prompts])
+            _fill(gradients, prompts, inputs.of_prompts(prompts), incoming, float(max_offset))
+    return gradients.finish()
+
+
+def _sums_dtype(inputs: AttentionInputs) -> torch.dtype:
+    """Of gradients to which blocks of rows add one after the other: float32 where there are several."""
+    _, rows, channels = inputs.query_rows.shape
+    dtype = inputs.features.dtype
+    return dtype if rows <= tiles_plan(dtype, channels, rows).rows else torch.float32
+
+
+def _prompts_at_a_time(inputs: AttentionInputs, gradients: AttentionGradients) -> int:
+    batch, rows, channels = inputs.query_rows.shape
+    itemsize = _sums_dtype(inputs).itemsize
+    of_pixel = rows * inputs.features.itemsize if gradients.wanted(QUERY_ROWS) else 0
+    of_pixel += channels * itemsize if gradients.wanted(*_THROUGH_SAMPLING) else 0
+    of_pixel += channels * 4 if gradients.wanted(KEY_PE) else 0
+    return max(1, min(batch, _BYTES_AT_A_TIME // (of_pixel * inputs.pixels)))
+
+
+def _fill(
+    gradients: AttentionGradients, prompts: slice, inputs: AttentionInputs, incoming: _Incoming, max_offset: float
+) -> None:
+    """Every gradient of a group of prompts, whose inputs alone ``inputs`` are."""
+    batch, rows, channels = inputs.query_rows.shape
+    device, dtype, sums_dtype = inputs.features.device, inputs.features.dtype, _sums_dtype(inputs)
+
+    def image(dtype: torch.dtype) -> Tensor:
+        shape = (batch, channels, inputs.shape.height, inputs.shape.width)
+        return torch.empty(shape, dtype=dtype, device=device, memory_format=torch.channels_last)
+
+    grad_scores = grad_calibrated = None
+    if gradients.wanted(QUERY_ROWS):
+        tile = tiles_plan(dtype, channels, rows).tile
+        tiles = tile_count(inputs.shape.height, inputs.shape.width, tile)
+        grad_scores = torch.empty((batch, tiles, rows, tile[0] * tile[1]), dtype=dtype, device=device)
+    if gradients.wanted(*_THROUGH_SAMPLING):
+        grad_calibrated = image(sums_dtype)
+    own_key_pe = grad_key_pe = gradients.of_prompts(KEY_PE, prompts)
+    if gradients.shared(KEY_PE) or (own_key_pe is not None and own_key_pe.dtype != sums_dtype):
+        grad_key_pe = image(torch.float32)
+    _grad_of_scores(inputs, incoming, grad_scores, grad_calibrated, grad_key_pe, max_offset)
+
+    if grad_scores is not None:
+        _grad_of_rows(inputs, gradients.of_prompts(QUERY_ROWS, prompts), grad_scores, max_offset)
+    if gradients.shared(KEY_PE):
+        gradients.add(KEY_PE, grad_key_pe.sum(0, keepdim=True))
+    elif own_key_pe is not grad_key_pe:
+        own_key_pe.copy_(grad_key_pe)
+    if grad_calibrated is not None:
+        _through_sampling(gradients, prompts, inputs.sampling, grad_calibrated, max_offset)
+
+
+def _through_sampling(
+    gradients: AttentionGradients,
+    prompts: slice,
+    sampling: SamplingInputs,
+    grad_calibrated: Tensor,
+    max_offset: float,
+) -> None:
+    """From u on: the backward of deformable_sample."""
+    if gradients.wanted(FEATURES):
+        target = gradients.of_prompts(FEATURES, prompts)
+        sum_of_group = gradients.empty_sum(FEATURES) if target is None else target
+        gather_features(sum_of_group, grad_calibrated, sampling, max_offset)
+        if target is None:
+            gradients.add(FEATURES, sum_of_group)
+    if gradients.shared(IDENTITY):
+        sum_of_group = gradients.empty_sum(IDENTITY)
+        sum_identity(sum_of_group, grad_calibrated, sampling)
+        gradients.add(IDENTITY, sum_of_group)
+    of_each = [gradients.of_prompts(bit, prompts) for bit in (OFFSETS, IDENTITY, ALPHA)]
+    if any(gradient is not None for gradient in of_each):
+        walk_pixels(*of_each, None, grad_calibrated, sampling, max_offset)

@@ -1,0 +1,128 @@
+"""Gradients of sampled_attention by the scores, by the calibrated features u and by the positional encoding.
+
+The probabilities are computed again, tile by tile, from the inputs and the forward's logsumexp. One program per
+prompt and share of the map, for one block of query rows, so that a pixel's gradient has one writer;
+more blocks of rows add theirs in later launches.
+
+The gradient of the query rows is a sum over all pixels, and its sums would take the registers that this kernel
+needs. So the gradient of the scores is written, as the forward's kind of tile, for backward_rows to sum.
+"""
+
+import triton
+import triton.language as tl
+
+from .attention_tile import calibrated_chunk, dot, find_taps, load_chunk, store_chunk
+from .tiles import load_offsets, tile_pixels, tiles_of
+
+
+@triton.jit
+def attention_tiles_kernel(
+    grad_scores,  # [B, tiles, R, P] or None where not asked for; likewise below
+    grad_calibrated,  # [B, H, W, C]
+    grad_key_pe,  # [B, H, W, C]
+    grad_pooled,  # [B, R, C]
+    logsumexp,  # [B, R] float32
+    expected,  # [B, R] float32, grad_pooled . pooled
+    query_rows,  # [B, R, C]
+    features,  # [1 or B, H, W, C]
+    identity,  # [1 or B, H, W, C]
+    offsets,  # [1 or B, 2, H, W], any strides
+    alpha,  # [1 or B, 2]
+    key_pe,  # [1 or B, H, W, C]
+    shape,
+    key_pe_batch_stride,
+    max_offset,
+    rows,
+    first_row,
+    splits,
+    tiles_of_split,
+    ADD: tl.constexpr,  # to what earlier blocks of rows have left
+    PRECISION: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    CHUNK: tl.constexpr,
+    ROWS: tl.constexpr,
+    TILE_Y: tl.constexpr,
+    TILE_X: tl.constexpr,
+    OFFSETS_AHEAD: tl.constexpr,
+):
+    CHUNKS: tl.constexpr = (CHANNELS + CHUNK - 1) // CHUNK
+    ALL_CHANNELS: tl.constexpr = CHUNK * CHUNKS == CHANNELS
+    LOG2_E: tl.constexpr = 1.4426950408889634
+    dtype = features.dtype.element_ty
+    share = tl.program_id(0)
+    row = first_row + tl.arange(0, ROWS)
+    is_row = row < rows
+    prompt = (share // splits).to(tl.int64)
+    image = prompt * shape.height * shape.width * CHANNELS
+    query_rows += prompt * rows * CHANNELS
+    grad_pooled += prompt * rows * CHANNELS
+    features += prompt * shape.features_batch_stride
+    identity += prompt * shape.identity_batch_stride
+    key_pe += prompt * key_pe_batch_stride
+    alpha += prompt * shape.alpha_batch_stride
+    sample_scale = tl.load(alpha).to(tl.float32)
+    identity_scale = tl.load(alpha + 1).to(tl.float32)
+
+    queries = ()
+    grads = ()
+    for k in tl.static_range(CHUNKS):
+        channel = k * CHUNK + tl.arange(0, CHUNK)
+        queries = queries + (load_chunk(query_rows, row, channel, is_row, CHANNELS, ALL_CHANNELS).to(dtype),)
+        grads = grads + (load_chunk(grad_pooled, row, channel, is_row, CHANNELS, ALL_CHANNELS).to(dtype),)
+    # A row that is none has probabilities of 0.
+    level = tl.load(logsumexp + prompt * rows + row, mask=is_row, other=float("inf"))
+    mean = tl.load(expected + prompt * rows + row, mask=is_row, other=0.0)
+
+    first_tile = (share % splits) * tiles_of_split
+    tiles = tiles_of(shape, TILE_Y, TILE_X)
+    last_tile = tl.minimum(first_tile + tiles_of_split, tiles)
+    if OFFSETS_AHEAD:
+        y, x, inside = tile_pixels(first_tile, shape, TILE_Y, TILE_X)
+        raw_x, raw_y = load_offsets(offsets, prompt, y, x, inside, shape)
+    for tile in range(first_tile, last_tile):
+        y, x, inside = tile_pixels(tile, shape, TILE_Y, TILE_X)
+        own = y * shape.width + x
+        if not OFFSETS_AHEAD:
+            raw_x, raw_y = load_offsets(offsets, prompt, y, x, inside, shape)
+        taps, weights = find_taps(raw_x, raw_y, y, x, sample_scale, max_offset, shape)
+        if OFFSETS_AHEAD:
+            next_y, next_x, next_inside = tile_pixels(tile + 1, shape, TILE_Y, TILE_X)
+            raw_x, raw_y = load_offsets(offsets, prompt, next_y, next_x, next_inside, shape)
+
+        scores = tl.zeros([ROWS, TILE_Y * TILE_X], tl.float32)
+        grad_probabilities = tl.zeros([ROWS, TILE_Y * TILE_X], tl.float32)
+        for k in tl.static_range(CHUNKS):
+            channel = k * CHUNK + tl.arange(0, CHUNK)
+            calibrated = calibrated_chunk(
+                features, identity, own, taps, weights, identity_scale, channel, inside, CHANNELS, ALL_CHANNELS
+            )
+            encoding = load_chunk(key_pe, own, channel, inside, CHANNELS, ALL_CHANNELS).to(tl.float32)
+            keys = tl.trans((calibrated + encoding).to(dtype))
+            scores = dot(queries[k], keys, scores, PRECISION)
+            grad_probabilities = dot(grads[k], tl.trans(calibrated.to(dtype)), grad_probabilities, PRECISION)
+
+        # The largest logits round differently here than in the forward: no probability may exceed 1.
+        # A comparison, not a minimum, so that NaN stays NaN.
+        distance = scores - level[:, None]
+        probabilities = tl.exp2(tl.where(distance > 0.0, 0.0, distance) * LOG2_E)
+        probabilities = tl.where(inside[None, :], probabilities, 0.0)
+        by_scores = (probabilities * (grad_probabilities - mean[:, None])).to(dtype)
+
+        if grad_scores is not None:
+            local = tl.arange(0, TILE_Y * TILE_X)
+            at = ((prompt * tiles + tile) * rows + row) * (TILE_Y * TILE_X)
+            tl.store(grad_scores + (at[:, None] + local[None, :]), by_scores, mask=is_row[:, None])
+        if grad_calibrated is not None or grad_key_pe is not None:
+            for k in tl.static_range(CHUNKS):
+                channel = k * CHUNK + tl.arange(0, CHUNK)
+                grad = dot(tl.trans(queries[k]), by_scores, tl.zeros([CHUNK, TILE_Y * TILE_X], tl.float32), PRECISION)
+                if grad_key_pe is not None:
+                    by_keys = tl.trans(grad)
+                    if ADD:
+                        by_keys += load_chunk(grad_key_pe + image, own, channel, inside, CHANNELS, ALL_CHANNELS)
+                    store_chunk(grad_key_pe + image, by_keys, own, channel, inside, CHANNELS, ALL_CHANNELS)
+                if grad_calibrated is not None:
+                    grad = tl.trans(dot(tl.trans(grads[k]), probabilities.to(dtype), grad, PRECISION))
+                    if ADD:
+                        grad += load_chunk(grad_calibrated + image, own, channel, inside, CHANNELS, ALL_CHANNELS)
+                    store_chunk(grad_calibrated + image, grad, own, channel, inside, CHANNELS, ALL_CHANNELS)
