@@ -1,17 +1,18 @@
 """Masks from prompts on one picture: SamPredictor's interface, for plain and stabilised models of any dtype."""
 
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from segment_anything import SamPredictor
-from segment_anything.modeling import PromptEncoder, Sam
+from segment_anything.modeling import Sam
 from torch import Tensor, nn
 
+from stable_sam_cuda.sam.image_keys import in_float32
 from stable_sam_cuda.sam.prompt import Prompt, check_prompt, check_prompt_tensors
+from stable_sam_cuda.sam.shared_decoder import SINGLE_MASK, THREE_MASKS, decode
 
 PROMPT_KEYS = ("point_coords", "point_labels", "box", "mask_input")
 Prediction = tuple[NDArray[Any], NDArray[np.float32], NDArray[np.float32]]
@@ -198,17 +199,12 @@ class StableSamPredictor(SamPredictor):
         points, boxes, masks = (
             None if tensor is None else tensor.to(self.device, torch.float32) for tensor in (points, boxes, masks)
         )
-        encoder = _in_float32(self.model.prompt_encoder)
+        encoder = in_float32(self.model.prompt_encoder)
         sparse, dense = encoder(
             points=None if points is None else (points, labels.to(self.device, torch.int)), boxes=boxes, masks=masks
         )
-        dtype = _dtype(self.model.mask_decoder)
-        logits, scores = self.model.mask_decoder(
-            image_embeddings=self.features.to(dtype),
-            image_pe=encoder.get_dense_pe().to(dtype),
-            sparse_prompt_embeddings=sparse.to(dtype),
-            dense_prompt_embeddings=dense.to(dtype),
-            multimask_output=multimask_output,
+        logits, scores = decode(
+            self.model, self.features, sparse, dense, THREE_MASKS if multimask_output else SINGLE_MASK
         )
         return logits.float(), scores.float()
 
@@ -236,8 +232,3 @@ class StableSamPredictor(SamPredictor):
 
 def _dtype(module: nn.Module) -> torch.dtype:
     return next(module.parameters()).dtype
-
-
-def _in_float32(encoder: PromptEncoder) -> PromptEncoder:
-    """``encoder`` itself where it is in float32: half precision cannot hold a coordinate in a picture of 1024 px."""
-    return encoder if _dtype(encoder) == torch.float32 else deepcopy(encoder).float()

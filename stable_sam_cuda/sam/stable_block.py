@@ -37,7 +37,7 @@ class StableTwoWayAttentionBlock(TwoWayAttentionBlock):
 
         Shapes: queries and query_pe (B, T, C); keys and key_pe (B, H * W, C).
         """
-        queries = self._attend_to_tokens(queries, query_pe)
+        queries = attend_among_tokens(self, queries, query_pe)
 
         calibrated = self.calibrate(keys, output_token=queries[:, OUTPUT_TOKEN_INDEX])
         attended = self.cross_attn_token_to_image(q=queries + query_pe, k=calibrated + key_pe, v=calibrated)
@@ -58,11 +58,13 @@ class StableTwoWayAttentionBlock(TwoWayAttentionBlock):
         features = keys.transpose(1, 2).unflatten(2, (side, side))
         return self.plugin(features, output_token).flatten(2).transpose(1, 2)
 
-    def _attend_to_tokens(self, queries: Tensor, query_pe: Tensor) -> Tensor:
-        if self.skip_first_layer_pe:
-            return self.norm1(self.self_attn(q=queries, k=queries, v=queries))
-        q = queries + query_pe
-        return self.norm1(queries + self.self_attn(q=q, k=q, v=queries))
+
+def attend_among_tokens(block: TwoWayAttentionBlock, queries: Tensor, query_pe: Tensor) -> Tensor:
+    """The first step of a two-way block, self-attention of the tokens (B, T, C)."""
+    if block.skip_first_layer_pe:
+        return block.norm1(block.self_attn(q=queries, k=queries, v=queries))
+    q = queries + query_pe
+    return block.norm1(queries + block.self_attn(q=q, k=q, v=queries))
 
 
 def last_block(sam: Sam) -> TwoWayAttentionBlock:

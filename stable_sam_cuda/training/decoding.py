@@ -6,6 +6,8 @@ import torch
 from segment_anything.modeling import Sam
 from torch import Tensor
 
+from stable_sam_cuda.sam.shared_decoder import ALL_MASKS, decode
+
 
 @dataclass
 class PromptBatch:
@@ -27,22 +29,15 @@ class PromptBatch:
         return PromptBatch(**moved)
 
 
-def decode_prompts(sam: Sam, embeddings: Tensor, prompts: PromptBatch) -> tuple[Tensor, Tensor]:
-    """Embeddings (I, C, h, w) and K prompts -> mask logits (K, 4, 4h, 4w), predicted IoU (K, 4).
+def decode_prompts(
+    sam: Sam, embeddings: Tensor, prompts: PromptBatch, masks: tuple[int, ...] = ALL_MASKS
+) -> tuple[Tensor, Tensor]:
+    """Embeddings (I, C, h, w) and K prompts -> logits (K, M, 4h, 4w) of the M wanted masks, their predicted IoU (K, M).
 
     Mask 0 is SAM's single-mask output, 1 to 3 its answers to an ambiguous prompt.
     """
     points = None if prompts.points is None else (prompts.points, prompts.labels)
     sparse, dense = sam.prompt_encoder(points=points, boxes=prompts.boxes, masks=prompts.masks)
-    decoder = sam.mask_decoder
-    output_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
-    tokens = torch.cat([output_tokens.expand(len(sparse), -1, -1), sparse], dim=1)
-    image = embeddings[prompts.image_index] + dense
-    position = sam.prompt_encoder.get_dense_pe().expand(len(sparse), -1, -1, -1)
-
-    tokens, image_tokens = decoder.transformer(image, position, tokens)
-    upscaled = decoder.output_upscaling(image_tokens.transpose(1, 2).reshape(image.shape))
-    mask_tokens = tokens[:, 1 : 1 + decoder.num_mask_tokens]
-    weights = [mlp(mask_tokens[:, index]) for index, mlp in enumerate(decoder.output_hypernetworks_mlps)]
-    logits = torch.einsum("kmc,kchw->kmhw", torch.stack(weights, dim=1), upscaled)
-    return logits, decoder.iou_prediction_head(tokens[:, 0])
+    if len(embeddings) > 1:
+        embeddings = embeddings[prompts.image_index]
+    return decode(sam, embeddings, sparse, dense, masks)
