@@ -16,14 +16,19 @@ def train(
     out: Annotated[Path, typer.Option(help="Folder for checkpoint, log and plugin.")],
     model: Annotated[str, typer.Option(help="sam_lite, vit_b, vit_l or vit_h.")] = "sam_lite",
     checkpoint: Annotated[Path | None, typer.Option(help="A local checkpoint of the model.")] = None,
-    method: Annotated[str, typer.Option(help="stable, pt, dt, lora or adapter.")] = "stable",
+    method: Annotated[str, typer.Option(help="stable, pt, dt, ft, lora or adapter.")] = "stable",
     split: Annotated[str | None, typer.Option(help="A split named in the data's splits.json.")] = None,
     layout: Annotated[str, typer.Option(help="How DATA is laid out: auto, folders, mixed or coco.")] = "auto",
     exclude: Annotated[str, typer.Option(help="Sets to leave out, by commas.")] = "",
     limit: Annotated[int | None, typer.Option(help="So many pictures only, drawn with the seed.")] = None,
     cache: Annotated[Path | None, typer.Option(help="Folder of the image embeddings; default OUT/embeddings.")] = None,
     epochs: Annotated[int, typer.Option(min=1)] = 1,
+    time_budget: Annotated[
+        float | None, typer.Option(help="Minutes to train for, instead of so many epochs.", min=0)
+    ] = None,
     images: Annotated[int, typer.Option(help="Pictures a step.", min=1)] = 4,
+    accumulate: Annotated[int, typer.Option(help="So many times --images pictures a step.", min=1)] = 1,
+    together: Annotated[int, typer.Option(help="Pictures at once: faster on a GPU, in more memory.", min=1)] = 1,
     objects: Annotated[int, typer.Option(help="Objects of a picture, at most.", min=1)] = 3,
     lr: Annotated[float, typer.Option(help="Learning rate of Adam.")] = 1e-3,
     max_offset: Annotated[float, typer.Option(help="s_p of the plugin, in pixels of the feature map.")] = 4.0,
@@ -34,30 +39,39 @@ def train(
     occluded_masks: Annotated[
         str, typer.Option(help="Of hidden objects: visible (the part seen) or whole.")
     ] = "visible",
+    augment: Annotated[int, typer.Option(help="So many flipped and rescaled variants a picture on top.", min=0)] = 0,
+    amp: Annotated[str, typer.Option(help="Mixed precision: off, bf16, or on a GPU fp16.")] = "off",
+    checkpoint_every: Annotated[int, typer.Option(help="Steps from one checkpoint to the next.", min=1)] = 50,
+    tensorboard: Annotated[bool, typer.Option(help="Curves in OUT/tensorboard.")] = False,
     resume: Annotated[bool, typer.Option(help="Continue the run in OUT.")] = False,
     seed: Annotated[int, typer.Option()] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
 ) -> None:
-    """Train with SAM frozen, from cached image embeddings; writes OUT/plugin.safetensors (method stable)."""
+    """Train on prompts of every kind; under ``torchrun`` by all its processes. Writes OUT/plugin.safetensors."""
+    import torch
+
     from stable_sam_cuda.cli.samples import usable_samples
+    from stable_sam_cuda.evaluation.sharding import own_device, process_group, rank
     from stable_sam_cuda.sam import load_sam
     from stable_sam_cuda.training.dataset import choose_samples
     from stable_sam_cuda.training.method_file import method_file_name
     from stable_sam_cuda.training.run import TrainingRun, check_run, train_method
 
-    console = Console()
     run = TrainingRun(
-        method, epochs, images, objects, lr, max_offset, amplitude, router_hidden, robust, occlusions,
-        occluded_masks, seed,
+        method, epochs, images, objects, lr, max_offset, amplitude, router_hidden, robust, occlusions, occluded_masks,
+        augment, accumulate, together, amp, time_budget, checkpoint_every, seed,
     )  # fmt: skip
-    check_run(run, out, resume)
-    excluded = [name for name in exclude.split(",") if name]
-    samples = usable_samples(choose_samples(data, split, excluded, limit, seed, layout), console)
-    sam = load_sam(model, checkpoint=checkpoint, device=device)
-    with progress_bars(console) as progress:
-        train_method(
-            samples, sam, run, out, cache=cache, resume=resume, progress=progress,
-            provenance={"split": split, "exclude": exclude},
-        )  # fmt: skip
-    what = "plugin" if method == "stable" else "weights"
-    console.print(f"{what}: {out / method_file_name(method)}")
+    with process_group():
+        console = Console(quiet=rank() != 0)
+        own = own_device(device)
+        check_run(run, out, resume, torch.device(own))
+        excluded = [name for name in exclude.split(",") if name]
+        samples = usable_samples(choose_samples(data, split, excluded, limit, seed, layout), console)
+        sam = load_sam(model, checkpoint=checkpoint, device=own)
+        with progress_bars(console) as progress:
+            train_method(
+                samples, sam, run, out, cache=cache, resume=resume, tensorboard=tensorboard, progress=progress,
+                provenance={"split": split, "exclude": exclude},
+            )  # fmt: skip
+        what = "plugin" if method == "stable" else "weights"
+        console.print(f"{what}: {out / method_file_name(method)}")

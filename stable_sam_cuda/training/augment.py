@@ -6,9 +6,14 @@ from stable_sam_cuda.training.dataset import crop_square, fit_square
 
 
 def augmented(
-    image: np.ndarray, ids: np.ndarray, size: int, rng: np.random.Generator, scales: tuple[float, float] = (0.5, 2.0)
+    image: np.ndarray,
+    ids: np.ndarray,
+    size: int,
+    rng: np.random.Generator,
+    scales: tuple[float, float] = (0.5, 2.0),
+    recolour: bool = True,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A flipped, rescaled, cropped and recoloured square window of ``size`` px.
+    """A flipped, rescaled, cropped and, with ``recolour``, recoloured square window of ``size`` px.
 
     The scale is log-uniform relative to the picture that just fits; a window without an object
     falls back to the whole picture.
@@ -22,7 +27,7 @@ def augmented(
     window, window_ids = crop_square(image, ids, size, scale, corner)
     if not window_ids.any():
         window, window_ids = fit_square(image, ids, size)
-    return _recoloured(window, rng), window_ids
+    return _recoloured(window, rng) if recolour else window, window_ids
 
 
 def _recoloured(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:

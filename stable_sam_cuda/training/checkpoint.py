@@ -10,7 +10,7 @@ from torch import nn
 from stable_sam_cuda.sam.atomic_file import atomic_write
 
 
-def save_bytes(path: Path, content: bytes) -> None:
+def save_bytes(path: Path, content: bytes | memoryview) -> None:
     """Write ``content`` to ``path``; a reader, or a kill, never meets half a file."""
     with atomic_write(path) as file:
         file.write(content)

@@ -1,7 +1,7 @@
 """What is trained, by name: Stable-SAM's plugin, and the paper's baselines on the same prompts.
 
-Each method freezes SAM but for its own parameters. All of them work from cached image embeddings, so all
-of them leave the image encoder alone.
+Each method freezes SAM but for its own parameters. All but FT-SAM leave the image encoder alone, so that they
+work from cached image embeddings.
 """
 
 from collections.abc import Callable
@@ -22,18 +22,23 @@ def _stable(sam: Sam, plugin: DeformableSampler | None) -> None:
     stabilize(sam, plugin)
 
 
-def _prompt_token(sam: Sam, plugin: None) -> None:
+def _prompt_token(sam: Sam, plugin: DeformableSampler | None) -> None:
     """PT-SAM: the output token of the single mask and its hypernetwork."""
     sam.mask_decoder.mask_tokens.requires_grad_(True)
     sam.mask_decoder.output_hypernetworks_mlps[0].requires_grad_(True)
 
 
-def _decoder(sam: Sam, plugin: None) -> None:
+def _decoder(sam: Sam, plugin: DeformableSampler | None) -> None:
     """DT-SAM: the whole mask decoder."""
     sam.mask_decoder.requires_grad_(True)
 
 
-def _lora(sam: Sam, plugin: None) -> None:
+def _whole(sam: Sam, plugin: DeformableSampler | None) -> None:
+    """FT-SAM: all of SAM, image encoder and prompt encoder included."""
+    sam.requires_grad_(True)
+
+
+def _lora(sam: Sam, plugin: DeformableSampler | None) -> None:
     """Low-rank updates of the decoder's query and value projections (the paper leaves rank and place open)."""
     from peft import LoraConfig, inject_adapter_in_model
 
@@ -57,7 +62,7 @@ class Adapter(nn.Module):
         return inner + self.up(torch.nn.functional.gelu(self.down(inner)))
 
 
-def _adapter(sam: Sam, plugin: None) -> None:
+def _adapter(sam: Sam, plugin: DeformableSampler | None) -> None:
     """An adapter behind the MLP of each two-way block (the paper leaves size and place open)."""
     for block in sam.mask_decoder.transformer.layers:
         block.mlp = Adapter(block.mlp, sam.mask_decoder.transformer_dim, ADAPTER_HIDDEN)
@@ -69,9 +74,22 @@ METHODS: dict[str, Callable[[Sam, DeformableSampler | None], None]] = {
     "stable": _stable,
     "pt": _prompt_token,
     "dt": _decoder,
+    "ft": _whole,
     "lora": _lora,
     "adapter": _adapter,
 }
+
+
+ENCODER_METHODS = ("ft",)  # they train the image encoder, and need it in every step
+
+
+def check_method(method: str) -> None:
+    """
+    Raises:
+        ValueError: the method is unknown.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
 
 
 def install_method(sam: Sam, method: str, plugin: DeformableSampler | None = None) -> dict[str, nn.Parameter]:
@@ -83,8 +101,7 @@ def install_method(sam: Sam, method: str, plugin: DeformableSampler | None = Non
     Raises:
         ValueError: the method is unknown, or a plugin is given to a baseline.
     """
-    if method not in METHODS:
-        raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
+    check_method(method)
     if plugin is not None and method != "stable":
         raise ValueError(f"plugin: expected None with method {method!r}, got a DeformableSampler")
     sam.requires_grad_(False)

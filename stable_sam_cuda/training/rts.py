@@ -1,6 +1,7 @@
 """RTS, the paper's robust training strategy: every step's prompts are of one kind, drawn at random."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,6 +46,15 @@ def draw_kind(mix: PromptMix, generator: torch.Generator) -> str:
     """One prompt kind, by the mix's frequencies."""
     kinds, frequencies = mix.kinds()
     return kinds[int(torch.multinomial(torch.tensor(frequencies, dtype=torch.float), 1, generator=generator))]
+
+
+def joined_prompts(batches: list[PromptBatch]) -> PromptBatch:
+    """Batches of one prompt kind as one, in their order."""
+    fields: dict[str, Any] = {}
+    for name in vars(batches[0]):
+        values = [getattr(batch, name) for batch in batches]
+        fields[name] = None if values[0] is None else torch.cat(values)
+    return PromptBatch(**fields)
 
 
 def draw_prompts(

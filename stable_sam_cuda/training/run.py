@@ -1,26 +1,35 @@
 """One training run from pictures to weights: embeddings, occlusions, method, steps, file."""
 
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Protocol
+from tempfile import TemporaryFile
+from typing import TYPE_CHECKING, Any, Protocol
 
+import torch
 from segment_anything.modeling import Sam
-from torch import nn
+from torch import distributed, nn
 
 from stable_sam_cuda.modules import DeformableSampler
+from stable_sam_cuda.training.augmented_images import augmented_images
 from stable_sam_cuda.training.embeddings import EmbeddingCache, JoinedEmbeddings
-from stable_sam_cuda.training.loop import CHECKPOINT, PluginTrainer, TrainingOptions
+from stable_sam_cuda.training.loop import PluginTrainer, StepRecord
 from stable_sam_cuda.training.method_file import method_file_name, save_method
-from stable_sam_cuda.training.methods import install_method
+from stable_sam_cuda.training.methods import ENCODER_METHODS, check_method, install_method
 from stable_sam_cuda.training.occluded_images import OccludedImage, occluded_images
+from stable_sam_cuda.training.options import TrainingOptions
 from stable_sam_cuda.training.rts import GOOD_BOX_ONLY, ROBUST
 from stable_sam_cuda.training.run_log import RunLog
+from stable_sam_cuda.training.run_state import CHECKPOINT
 from stable_sam_cuda.training.samples import Sample
+from stable_sam_cuda.training.sources import CachedPictures, EncodedPictures, PictureSource
+
+if TYPE_CHECKING:
+    from stable_sam_cuda.training.scalars import Scalars
 
 SHOWN_OCCLUSIONS = 18
 OCCLUDED_MASKS = ("visible", "whole")
+RECORDED_WHERE_SET = ("accumulate", "together", "amp", "time_budget", "augment")
 
 
 @dataclass(frozen=True)
@@ -38,7 +47,27 @@ class TrainingRun:
     robust: bool = True
     occlusions: int = 0
     occluded_masks: str = "visible"
+    augment: int = 0
+    accumulate: int = 1
+    together: int = 1
+    amp: str = "off"
+    time_budget: float | None = None
+    checkpoint_every: int = 50
     seed: int = 0
+
+    def options(self) -> TrainingOptions:
+        """Those of the training loop."""
+        return TrainingOptions(
+            self.epochs, self.images, self.objects, self.lr, mix=ROBUST if self.robust else GOOD_BOX_ONLY,
+            seed=self.seed, checkpoint_every=self.checkpoint_every, accumulate=self.accumulate,
+            together=self.together, amp=self.amp, time_budget=self.time_budget,
+        )  # fmt: skip
+
+    def new_options(self) -> dict[str, Any]:
+        """Options that the record names only where they are not at their default."""
+        defaults = {one.name: one.default for one in fields(self)}
+        values = {name: getattr(self, name) for name in RECORDED_WHERE_SET}
+        return {name: value for name, value in values.items() if value != defaults[name]}
 
 
 class RunProgress(Protocol):
@@ -54,20 +83,39 @@ class RunProgress(Protocol):
         """How the stage fares."""
 
 
-class Silence(RunProgress):
-    """Keeps what it hears to itself."""
+class Silence:
+    """A `RunProgress` that keeps what it hears to itself."""
+
+    def begin(self, stage: str, total: int, completed: int = 0) -> None:
+        return
+
+    def advance(self, count: int = 1) -> None:
+        return
+
+    def note(self, text: str) -> None:
+        return
 
 
-def check_run(run: TrainingRun, out: Path, resume: bool) -> None:
+def check_run(run: TrainingRun, out: Path, resume: bool, device: torch.device) -> None:
     """Tell what is wrong before pictures are read and a model is loaded.
 
     Raises:
-        ValueError: ``out`` holds a run and ``resume`` is False; an option is unknown.
+        ValueError: ``out`` holds a run and ``resume`` is False, or cannot be written; an option is out of range.
     """
     if not resume and (out / CHECKPOINT).exists():
         raise ValueError(f"out: expected an empty folder, got {out}, which holds a run (--resume continues it)")
     if run.occluded_masks not in OCCLUDED_MASKS:
         raise ValueError(f"occluded-masks: expected visible or whole, got {run.occluded_masks!r}")
+    for name in ("occlusions", "augment"):
+        if getattr(run, name) < 0:
+            raise ValueError(f"{name}: expected at least 0, got {getattr(run, name)}")
+    check_method(run.method)
+    run.options().check(device)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=out).close()
+    except OSError as error:
+        raise ValueError(f"out: expected a folder that can be written, got {out}: {error.strerror}") from error
 
 
 def train_method(
@@ -78,84 +126,114 @@ def train_method(
     *,
     cache: Path | None = None,
     resume: bool = False,
+    tensorboard: bool = False,
     provenance: Mapping[str, Any] | None = None,
     progress: RunProgress | None = None,
 ) -> dict[str, Any]:
     """Train ``run.method`` on ``samples``, in ``sam`` itself; returns the training record.
 
     ``out`` receives checkpoint.pt, log.jsonl, occlusions.png and at the end `method_file_name`, with the record.
+    Where ``torch.distributed`` is initialised, all its processes call this alike; the first one writes.
 
     Args:
         sam: a plain SAM; afterwards it holds the trained method.
-        cache: folder of the image embeddings; default ``out / "embeddings"``.
+        cache: folder of the image embeddings; default ``out / "embeddings"``. Not used by FT-SAM.
         resume: continue the run in ``out``, if there is one.
+        tensorboard: also write curves to ``out / "tensorboard"``.
         provenance: what the record is to say of the samples.
 
     Raises:
-        ValueError: as `check_run`, `install_method`, `occluded_images`, `EmbeddingCache` and `PluginTrainer.resume`.
+        ValueError: as `check_run`, `install_method`, `occluded_images`, `EmbeddingCache`, `PluginTrainer.resume`
+            and `PluginTrainer.run`.
         OSError: a picture cannot be read, or ``out`` or ``cache`` cannot be written.
+        ModuleNotFoundError: ``tensorboard`` is not installed.
     """
-    check_run(run, out, resume)
+    check_run(run, out, resume, sam.device)
     progress = progress or Silence()
-    embeddings = _embeddings(list(samples), sam, run, cache or out / "embeddings", out, progress)
+    curves = _curves() if tensorboard else None
+    first = not distributed.is_initialized() or distributed.get_rank() == 0
     parameters = _install(sam, run)
-    options = TrainingOptions(
-        run.epochs, run.images, run.objects, run.lr, mix=ROBUST if run.robust else GOOD_BOX_ONLY, seed=run.seed
-    )
-    trainer = PluginTrainer(sam, parameters, embeddings, out, options)
+    source = _source(list(samples), sam, run, cache or out / "embeddings", out, first, progress)
+    trainer = PluginTrainer(sam, parameters, source, out, run.options())
     if resume:
         trainer.resume()
-    progress.begin(f"training {run.method}", trainer.steps, trainer.step)
-    log = RunLog(out)
+    log = RunLog(out, trainer.step) if first else None
+    scalars = curves(out, trainer.step) if curves and first else None
+    seconds = None if run.time_budget is None else round(60 * run.time_budget)
+    done = trainer.step if seconds is None else round(60 * trainer.minutes)
+    progress.begin(f"training {run.method}{' (seconds)' if seconds else ''}", seconds or trainer.steps, done)
 
-    def note(record: dict[str, float]) -> None:
-        log.add(record)
-        progress.advance()
-        progress.note(f"loss {log.loss:.3f}  IoU {log.iou:.3f}")
+    def note(record: StepRecord) -> None:
+        nonlocal done
+        now = trainer.step if seconds is None else min(seconds, round(60 * trainer.minutes))
+        progress.advance(now - done)
+        done = now
+        if log:
+            log.add(record)
+            progress.note(f"loss {log.loss:.3f}  IoU {log.iou:.3f}")
+        if scalars:
+            scalars.add(record)
 
-    started = time.perf_counter()
-    trainer.run(note)
-    log.close()
+    try:
+        trainer.run(note)
+    finally:
+        if log:
+            log.close()
+        if scalars:
+            scalars.close()
     record = {
-        "method": run.method, "pictures": len(samples), **(provenance or {}), "epochs": run.epochs,
+        "method": run.method, "pictures": len(samples), **(provenance or {}),
+        "epochs": run.epochs if seconds is None else round(trainer.step / trainer.steps_an_epoch, 2),
         "images": run.images, "objects": run.objects, "lr": run.lr, "robust": run.robust,
-        "occlusions": run.occlusions, "occluded_masks": run.occluded_masks, "seed": run.seed,
-        "steps": trainer.steps, "final_loss": round(log.loss, 4),
-        "minutes": round((time.perf_counter() - started) / 60, 2),
+        "occlusions": run.occlusions, "occluded_masks": run.occluded_masks, **run.new_options(), "seed": run.seed,
+        "steps": trainer.step, "final_loss": round(log.loss, 4) if log else None,
+        "minutes": round(trainer.minutes, 2),
     }  # fmt: skip
-    save_method(sam, run.method, parameters, out / method_file_name(run.method), **record)
+    if first:
+        save_method(sam, run.method, parameters, out / method_file_name(run.method), **record)
     return record
 
 
-def _embeddings(
-    samples: list[Sample], sam: Sam, run: TrainingRun, cache: Path, out: Path, progress: RunProgress
-) -> JoinedEmbeddings:
-    caches = [EmbeddingCache(cache, sam, samples)]
+def _curves() -> "type[Scalars]":
+    from stable_sam_cuda.training.scalars import Scalars
+
+    return Scalars
+
+
+def _source(
+    samples: list[Sample], sam: Sam, run: TrainingRun, cache: Path, out: Path, first: bool, progress: RunProgress
+) -> PictureSource:
+    """The samples with what is made of them, encoded once, or in each step where the encoder learns."""
+    parts: list[tuple[Path, Sequence[Sample]]] = [(cache, samples)]
+    if run.augment:
+        variants = augmented_images(samples, run.augment, sam.image_encoder.img_size, run.seed)
+        parts.append((cache / f"augmented_{run.augment}_{run.seed}", variants))
     if run.occlusions:
         progress.begin("occlusions", run.occlusions)
         whole = run.occluded_masks == "whole"
         hidden = occluded_images(samples, run.occlusions, run.seed, whole=whole, progress=progress.advance)
-        _show(hidden[:SHOWN_OCCLUSIONS], out)
-        caches.append(EmbeddingCache(cache / f"occlusions_{run.occlusions}_{run.seed}", sam, hidden))
-    embeddings = JoinedEmbeddings(caches)
-    progress.begin("embeddings", len(embeddings.samples), sum(int(part.done.sum()) for part in caches))
-    for part in caches:
-        part.fill(progress.advance)
-    return embeddings
+        if first:
+            _show(hidden[:SHOWN_OCCLUSIONS], out)
+        parts.append((cache / f"occlusions_{run.occlusions}_{run.seed}", hidden))
+    if run.method in ENCODER_METHODS:
+        return EncodedPictures(sam, [sample for _, part in parts for sample in part])
+    caches = [EmbeddingCache(folder, sam, part) for folder, part in parts]
+    progress.begin("embeddings", sum(len(part) for _, part in parts), sum(int(part.done.sum()) for part in caches))
+    for filled in caches:
+        filled.fill(progress.advance)
+    return CachedPictures(sam, JoinedEmbeddings(caches))
 
 
 def _install(sam: Sam, run: TrainingRun) -> dict[str, nn.Parameter]:
-    plugin = None
-    if run.method == "stable":
+    """The method with initial weights that the seed alone decides."""
+    with torch.random.fork_rng():
+        torch.manual_seed(run.seed)
+        if run.method != "stable":
+            return install_method(sam, run.method)
         width = sam.mask_decoder.transformer_dim
-        plugin = DeformableSampler(
-            width,
-            token_channels=width,
-            router_hidden=run.router_hidden,
-            max_offset=run.max_offset,
-            amplitude=run.amplitude,
-        )
-    return install_method(sam, run.method, plugin)
+        sizes = {"token_channels": width, "router_hidden": run.router_hidden}
+        plugin = DeformableSampler(width, **sizes, max_offset=run.max_offset, amplitude=run.amplitude)
+        return install_method(sam, run.method, plugin)
 
 
 def _show(samples: list[OccludedImage], out: Path) -> None:

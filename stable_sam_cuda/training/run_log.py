@@ -2,26 +2,52 @@
 
 import json
 from pathlib import Path
+from typing import Any
+
+from stable_sam_cuda.training.checkpoint import save_bytes
 
 
 class RunLog:
-    """Every step's record as a line of JSON in OUT/log.jsonl, and running means of loss and IoU."""
+    """Every step's record as a line of JSON in OUT/log.jsonl, and running means of loss and IoU.
 
-    def __init__(self, out: Path) -> None:
+    Lines of steps after ``step``, and a broken last line, are from a run that was killed: they are dropped, and
+    the means are those of the lines that stay.
+    """
+
+    def __init__(self, out: Path, step: int = 0) -> None:
         out.mkdir(parents=True, exist_ok=True)
-        self.file = (out / "log.jsonl").open("a")
         self.loss = self.iou = float("nan")
+        path = out / "log.jsonl"
+        if path.is_file():
+            records = [record for record in _records(path) if record["step"] <= step]
+            save_bytes(path, "".join(json.dumps(record) + "\n" for record in records).encode())
+            for record in records:
+                self._include(record)
+        self.file = path.open("a")
 
-    def add(self, record: dict[str, float]) -> None:
+    def add(self, record: dict[str, Any]) -> None:
         """Write one step down."""
         self.file.write(json.dumps(record) + "\n")
         self.file.flush()
-        self.loss = _running(self.loss, record["loss"])
-        self.iou = _running(self.iou, record["iou"])
+        self._include(record)
 
     def close(self) -> None:
         """Nothing is added any more."""
         self.file.close()
+
+    def _include(self, record: dict[str, Any]) -> None:
+        self.loss = _running(self.loss, record["loss"])
+        self.iou = _running(self.iou, record["iou"])
+
+
+def _records(path: Path) -> list[dict[str, Any]]:
+    records = []
+    for line in path.read_text().splitlines():
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            break
+    return records
 
 
 def _running(mean: float, value: float) -> float:

@@ -11,9 +11,11 @@ import torch
 from stable_sam_cuda.modules import DeformableSampler
 from stable_sam_cuda.training.dataset import find_masked_images
 from stable_sam_cuda.training.embeddings import EmbeddingCache
-from stable_sam_cuda.training.loop import PluginTrainer, TrainingOptions
-from stable_sam_cuda.training.methods import METHODS, install_method
+from stable_sam_cuda.training.loop import PluginTrainer, _mixed
+from stable_sam_cuda.training.methods import ENCODER_METHODS, METHODS, install_method
+from stable_sam_cuda.training.options import TrainingOptions
 from stable_sam_cuda.training.rts import ROBUST, draw_kind
+from stable_sam_cuda.training.sources import CachedPictures, EncodedPictures
 
 WORKER = """
 import sys, torch
@@ -23,8 +25,10 @@ sys.path.insert(0, {tests!r})
 from stable_sam_cuda.sam.lite import new_sam_lite
 from stable_sam_cuda.training.dataset import find_masked_images
 from stable_sam_cuda.training.embeddings import EmbeddingCache
-from stable_sam_cuda.training.loop import PluginTrainer, TrainingOptions
+from stable_sam_cuda.training.loop import PluginTrainer
 from stable_sam_cuda.training.methods import install_method
+from stable_sam_cuda.training.options import TrainingOptions
+from stable_sam_cuda.training.sources import CachedPictures
 torch.set_num_threads(1)
 torch.manual_seed(0)
 sam = new_sam_lite("lite0", 64)
@@ -37,7 +41,7 @@ if {processes} > 1:
         "gloo", init_method="file://{out}.store", rank=int(sys.argv[1]), world_size={processes}
     )
 options = TrainingOptions(epochs=2, images=4, checkpoint_every=1)
-trainer = PluginTrainer(sam, parameters, cache, Path({out!r}), options)
+trainer = PluginTrainer(sam, parameters, CachedPictures(sam, cache), Path({out!r}), options)
 trainer.resume()
 trainer.run(lambda record: print(record["step"], record["loss"], record["iou"], flush=True))
 if trainer.rank == 0:
@@ -65,10 +69,16 @@ def reference_run(picture_folder, tmp_path_factory):
 
 
 def trainer_for(sam, method, picture_folder, tmp_path, **options):
-    cache = EmbeddingCache(tmp_path / "cache", sam, find_masked_images(picture_folder))
-    cache.fill()
+    samples = find_masked_images(picture_folder)
+    if method in ENCODER_METHODS:
+        source = EncodedPictures(sam, samples)
+    else:
+        cache = EmbeddingCache(tmp_path / "cache", sam, samples)
+        cache.fill()
+        source = CachedPictures(sam, cache)
+    torch.manual_seed(1)
     parameters = install_method(sam, method)
-    return PluginTrainer(sam, parameters, cache, tmp_path / "run", TrainingOptions(**options))
+    return PluginTrainer(sam, parameters, source, tmp_path / "run", TrainingOptions(**options))
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))
@@ -125,7 +135,7 @@ def test_gradients_do_not_depend_on_the_number_of_pictures_accumulated_at_once(s
     """The first step's gradient is the mean over objects, whichever process computed which picture's part."""
     trainer = trainer_for(small_sam, "stable", picture_folder, tmp_path, images=4)
     whole = _first_gradient(trainer)
-    parts = [_gradient_of(trainer, picture) for picture in trainer._pictures()]
+    parts = [_gradient_of(trainer, picture) for picture in trainer._pictures(0)]
     objects = sum(count for count, _ in parts)
     for name in whole:
         summed = sum(gradients[name] for _, gradients in parts) / objects
@@ -133,20 +143,18 @@ def test_gradients_do_not_depend_on_the_number_of_pictures_accumulated_at_once(s
 
 
 def _first_gradient(trainer):
-    trainer.optimizer.step = lambda: None
-    trainer._train_step()
+    step, trainer.optimizer.step = trainer.optimizer.step, lambda: None
+    trainer._train_step(trainer._examples())
+    trainer.optimizer.step, trainer.updates = step, 0
     return {name: parameter.grad.clone() for name, parameter in trainer.parameters.items()}
 
 
 def _gradient_of(trainer, picture):
-    from stable_sam_cuda.training.loop import _mixed
-
     trainer.optimizer.zero_grad(set_to_none=False)
     seed = trainer.options.seed
     kind = draw_kind(ROBUST, torch.Generator().manual_seed(_mixed(seed, trainer.step)))
-    own = torch.Generator().manual_seed(_mixed(seed, trainer.step, picture))
-    totals = trainer._accumulate(picture, kind, own)
-    return totals[0], {name: parameter.grad.clone() for name, parameter in trainer.parameters.items()}
+    (row,) = trainer._accumulate([(picture, trainer.source.example(picture))], kind)
+    return row[0], {name: parameter.grad.clone() for name, parameter in trainer.parameters.items()}
 
 
 def test_resuming_with_other_options_is_refused(small_sam, picture_folder, tmp_path):
@@ -160,7 +168,7 @@ def test_resuming_with_other_options_is_refused(small_sam, picture_folder, tmp_p
 def test_resuming_on_other_pictures_is_refused(small_sam, picture_folder, tmp_path):
     trainer = trainer_for(small_sam, "pt", picture_folder, tmp_path)
     trainer.run()
-    trainer.cache.samples = trainer.cache.samples[1:]
+    trainer.source.samples = trainer.source.samples[1:]
     with pytest.raises(ValueError, match="trains on other pictures"):
         trainer.resume()
 

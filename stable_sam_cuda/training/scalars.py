@@ -1,0 +1,32 @@
+"""A run's curves for TensorBoard."""
+
+from pathlib import Path
+from typing import Any
+
+try:
+    from torch.utils.tensorboard import SummaryWriter
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError("--tensorboard needs TensorBoard", name="tensorboard") from error
+
+NAMES = {"loss": "loss", "iou": "IoU", "lr": "learning rate"}
+
+
+class Scalars:
+    """Loss, IoU and learning rate a step, and alpha_1 by prompt kind, in OUT/tensorboard."""
+
+    def __init__(self, out: Path, step: int = 0) -> None:
+        # What a killed run wrote of the steps after its checkpoint is hidden.
+        self.writer = SummaryWriter(str(out / "tensorboard"), purge_step=step + 1)
+
+    def add(self, record: dict[str, Any]) -> None:
+        """One step; a step without an object has nothing to show."""
+        if record["loss"] != record["loss"]:
+            return
+        for key, name in NAMES.items():
+            self.writer.add_scalar(name, record[key], record["step"])
+        if "alpha_1" in record:
+            self.writer.add_scalar(f"alpha_1/{record['kind']}", record["alpha_1"], record["step"])
+
+    def close(self) -> None:
+        """Write what is left."""
+        self.writer.close()
