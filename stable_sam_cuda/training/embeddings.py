@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -78,7 +79,11 @@ class EmbeddingCache:
             found = json.loads((self.folder / "cache.json").read_text())
             differing = [key for key in description if found.get(key) != description[key]]
             done = np.load(self.folder / "done.npy")
-            embeddings = np.lib.format.open_memmap(self.folder / "embeddings.npy", "r+")
+            path = self.folder / "embeddings.npy"
+            # Opening a file that is too short would lengthen it, by embeddings of nothing but zeros.
+            if not differing and path.stat().st_size < np.float16().nbytes * math.prod(self.shape):
+                raise EOFError(f"{path} is too short")
+            embeddings = np.lib.format.open_memmap(path, "r+")
         except (ValueError, EOFError, FileNotFoundError) as error:
             raise ValueError(f"cache: expected a whole cache in {self.folder}, got a damaged one: {error}") from error
         if differing:

@@ -1,0 +1,260 @@
+"""A run from pictures to files: what it leaves behind, and what it says where something is wrong."""
+
+import errno
+import json
+import os
+import shutil
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from stable_sam_cuda.sam import plugin_of
+from stable_sam_cuda.sam.lite import new_sam_lite
+from stable_sam_cuda.training.augmented_images import augmented_images
+from stable_sam_cuda.training.dataset import find_masked_images
+from stable_sam_cuda.training.embeddings import EmbeddingCache
+from stable_sam_cuda.training.loop import PluginTrainer
+from stable_sam_cuda.training.method_file import load_method
+from stable_sam_cuda.training.run import TrainingRun, train_method
+from stable_sam_cuda.training.run_log import RunLog
+
+RUN = TrainingRun(images=4, epochs=2, seed=3)
+
+
+def fresh_sam():
+    torch.manual_seed(0)
+    return new_sam_lite("lite0", 64)
+
+
+def no_space(*arguments, **options):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.fixture
+def samples(picture_folder):
+    return find_masked_images(picture_folder)
+
+
+@pytest.fixture
+def interrupted(samples, tmp_path, monkeypatch):
+    """A folder with a run that ended after step 2 of 4, and the cache beside it."""
+    folder, step = tmp_path / "run", PluginTrainer._train_step
+
+    def stopped(trainer, examples):
+        if trainer.step == 2:
+            raise KeyboardInterrupt
+        return step(trainer, examples)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(PluginTrainer, "_train_step", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            train_method(samples, fresh_sam(), replace(RUN, checkpoint_every=1), folder, cache=tmp_path / "cache")
+    return folder
+
+
+class Heard:
+    """A `RunProgress` that remembers."""
+
+    def __init__(self):
+        self.stages = []
+
+    def begin(self, stage, total, completed=0):
+        self.stages.append([stage, total, completed])
+
+    def advance(self, count=1):
+        self.stages[-1][2] += count
+
+    def note(self, text):
+        self.text = text
+
+
+def test_run_leaves_plugin_record_log_and_curves(samples, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    sam, heard = fresh_sam(), Heard()
+    record = train_method(
+        samples, sam, RUN, tmp_path / "run", tensorboard=True, provenance={"split": "train"}, progress=heard
+    )
+    assert heard.stages == [["embeddings", 8, 8], ["training stable", 4, 4]]
+    assert heard.text.startswith("loss ")
+    other = fresh_sam()
+    assert load_method(other, tmp_path / "run" / "plugin.safetensors").training == record
+    assert record["split"] == "train"
+    assert record["steps"] == 4
+    assert not {"amp", "augment", "time_budget"} & record.keys()
+    trained, loaded = plugin_of(sam).state_dict(), plugin_of(other).state_dict()
+    assert all(torch.equal(trained[name], loaded[name]) for name in trained)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    curves = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    curves.Reload()
+    assert [event.value for event in curves.Scalars("loss")] == pytest.approx([line["loss"] for line in lines])
+    kinds = {line["kind"] for line in lines}
+    names = {"loss", "IoU", "learning rate", *(f"alpha_1/{kind}" for kind in kinds)}
+    assert set(curves.Tags()["scalars"]) == names
+
+
+def test_result_depends_on_the_seed_alone(samples, tmp_path):
+    results = []
+    for place, seed in enumerate((3, 3, 4)):
+        torch.manual_seed(100 + place)
+        sam = fresh_sam()
+        torch.manual_seed(100 + place)
+        train_method(samples, sam, replace(RUN, seed=seed), tmp_path / str(place), cache=tmp_path / "cache")
+        results.append(torch.cat([value.flatten() for value in plugin_of(sam).state_dict().values()]))
+    assert torch.equal(results[0], results[1])
+    assert not torch.equal(results[0], results[2])
+
+
+def test_variants_come_into_the_cache_and_the_record(samples, tmp_path):
+    heard = Heard()
+    run = replace(RUN, augment=2, method="pt", epochs=1)
+    record = train_method(samples, fresh_sam(), run, tmp_path / "run", cache=tmp_path / "cache", progress=heard)
+    assert heard.stages == [["embeddings", 24, 24], ["training pt", 6, 6]]
+    assert record["augment"] == 2
+    again = Heard()
+    train_method(samples, fresh_sam(), run, tmp_path / "again", cache=tmp_path / "cache", progress=again)
+    assert again.stages == heard.stages
+    assert (tmp_path / "cache" / "augmented_2_3" / "cache.json").is_file()
+
+
+def test_variants_are_reproducible_flipped_and_of_many_scales(samples):
+    variants = augmented_images(samples, 30, 64, seed=0)
+    assert len({one.name for one in variants}) == len(variants) == 240
+    assert variants[0].name.startswith("ellipses/0#0-")
+    assert {one.name for one in augmented_images(samples, 1, 64, seed=1)}.isdisjoint(one.name for one in variants)
+    shares = []
+    for one in variants[::7]:
+        (image, ids), (image_again, ids_again) = one.load(), one.load()
+        assert image.shape == (64, 64, 3)
+        assert (image == image_again).all()
+        assert (ids == ids_again).all()
+        assert ids.any()
+        shares.append((image.any(axis=2)).mean())
+    assert min(shares) < 0.1  # shown at a small scale
+    assert max(shares) > 0.9  # fills the frame
+
+
+def test_resumed_run_drops_what_was_logged_after_its_checkpoint(tmp_path):
+    log = RunLog(tmp_path)
+    for step in range(1, 6):
+        log.add({"step": step, "loss": float(step), "iou": 0.5})
+    log.file.write('{"step": 6, "lo')
+    log.close()
+    again = RunLog(tmp_path, 3)
+    whole = RunLog(tmp_path / "other")
+    for step in range(1, 4):
+        whole.add({"step": step, "loss": float(step), "iou": 0.5})
+    assert again.loss == whole.loss
+    again.add({"step": 4, "loss": 9.0, "iou": 0.5})
+    again.close()
+    steps = [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3, 4]
+
+
+def test_full_disk_at_a_checkpoint_keeps_the_one_before(interrupted, samples, tmp_path, monkeypatch):
+    before = (interrupted / "checkpoint.pt").read_bytes()
+    run = replace(RUN, checkpoint_every=1)
+    with monkeypatch.context() as patched:
+        patched.setattr("stable_sam_cuda.sam.atomic_file.os.fsync", _no_space_for(interrupted / "checkpoint.pt"))
+        with pytest.raises(OSError, match="No space left on device"):
+            train_method(samples, fresh_sam(), run, interrupted, cache=tmp_path / "cache", resume=True)
+    assert (interrupted / "checkpoint.pt").read_bytes() == before
+    assert not list(interrupted.glob(".*.part"))
+    train_method(samples, fresh_sam(), run, interrupted, cache=tmp_path / "cache", resume=True)
+    unbroken = fresh_sam()
+    train_method(samples, unbroken, RUN, tmp_path / "unbroken", cache=tmp_path / "cache")
+    found = fresh_sam()
+    load_method(found, interrupted / "plugin.safetensors")
+    expected = plugin_of(unbroken).state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in plugin_of(found).state_dict().items())
+
+
+def _no_space_for(path):
+    """fsync on a disk where a checkpoint no longer fits: smaller files still do."""
+    size, real = path.stat().st_size // 2, os.fsync
+
+    def fsync(descriptor):
+        if os.fstat(descriptor).st_size > size:
+            no_space()
+        real(descriptor)
+
+    return fsync
+
+
+def test_disk_too_small_for_the_embeddings_is_said_before_they_are_computed(samples, tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr("stable_sam_cuda.training.embeddings.os.posix_fallocate", no_space, raising=False)
+        with pytest.raises(OSError, match=r"No space left.*the embeddings of 8 pictures take 0.00 GiB.*cache"):
+            EmbeddingCache(tmp_path / "cache", fresh_sam(), samples)
+    assert not (tmp_path / "cache" / "embeddings.npy").exists()
+    EmbeddingCache(tmp_path / "cache", fresh_sam(), samples).fill()
+
+
+def test_embeddings_have_their_space_from_the_beginning(samples, tmp_path):
+    EmbeddingCache(tmp_path, fresh_sam(), samples)
+    status = (tmp_path / "embeddings.npy").stat()
+    assert status.st_blocks * 512 >= status.st_size
+
+
+@pytest.mark.parametrize("name", ["cache.json", "embeddings.npy", "done.npy"])
+def test_truncated_cache_is_called_damaged(name, samples, tmp_path):
+    EmbeddingCache(tmp_path, fresh_sam(), samples).fill()
+    content = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match="cache: expected a whole cache in"):
+        EmbeddingCache(tmp_path, fresh_sam(), samples)
+
+
+def test_damaged_checkpoint_is_refused_and_left_alone(interrupted, samples, tmp_path):
+    path = interrupted / "checkpoint.pt"
+    for content in (path.read_bytes()[:-3000], b"", b"no checkpoint"):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="out: expected a whole checkpoint"):
+            train_method(samples, fresh_sam(), RUN, interrupted, cache=tmp_path / "cache", resume=True)
+        assert path.read_bytes() == content
+
+
+def test_what_a_kill_left_of_a_checkpoint_is_cleared_away(interrupted, samples, tmp_path):
+    (interrupted / ".checkpoint.pt.0123abcd.part").write_bytes(b"half")
+    train_method(samples, fresh_sam(), RUN, interrupted, cache=tmp_path / "cache", resume=True)
+    assert not list(interrupted.glob(".*.part"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"method": "prayer"}, "method: expected one of"),
+        ({"occluded_masks": "half"}, "occluded-masks: expected visible or whole"),
+        ({"augment": -1}, "augment: expected at least 0"),
+        ({"amp": "fp16"}, "fp16 needs a CUDA device"),
+        ({"amplitude": "loud"}, "amplitude: expected one of"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_wrong_options_are_told_before_any_embedding_is_computed(change, message, samples, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        train_method(samples, fresh_sam(), replace(RUN, **change), tmp_path / "run", cache=tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_out_that_cannot_be_written_or_holds_a_run_is_refused(interrupted, samples, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"out: expected a folder that can be written, got .*file/run"):
+        train_method(samples, fresh_sam(), RUN, tmp_path / "file" / "run")
+    with pytest.raises(ValueError, match="which holds a run"):
+        train_method(samples, fresh_sam(), RUN, interrupted)
+
+
+def test_objects_of_one_pixel_are_passed_over(picture_folder, tmp_path):
+    """They cover less of the frame than is trained on."""
+    root = shutil.copytree(picture_folder / "ovals", tmp_path / "ovals")
+    dot = np.zeros(cv2.imread(str(root / "masks" / "0.png"), cv2.IMREAD_UNCHANGED).shape, np.uint8)
+    dot[5, 5] = 1
+    cv2.imwrite(str(root / "masks" / "0.png"), dot)
+    run = replace(RUN, method="pt", images=1, epochs=1)
+    assert train_method(find_masked_images(root), fresh_sam(), run, tmp_path / "run")["steps"] == 4
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert sum(line["loss"] != line["loss"] for line in lines) == 1
