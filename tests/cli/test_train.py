@@ -1,11 +1,13 @@
 """``stable-sam train`` and ``evaluate`` from end to end, on drawn pictures."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors import safe_open
 from typer.testing import CliRunner, Result
 
 from stable_sam_cuda.cli import app
@@ -81,3 +83,52 @@ def test_an_unknown_layout_and_an_unknown_choice_of_masks_are_refused(data: Path
     assert (result.exit_code, "layout: expected one of" in result.output) == (2, True)
     result = run("train", "--data", data, "--out", tmp_path, "--occlusions", 1, "--occluded-masks", "half")
     assert (result.exit_code, "expected visible or whole" in result.output) == (2, True)
+
+
+def test_every_option_of_a_short_run(data: Path, checkpoint: Path, tmp_path: Path) -> None:
+    """A minute's budget is cut to a moment; what the options say is in the record."""
+    out = tmp_path / "run"
+    options = ("--method", "ft", "--images", 2, "--accumulate", 2, "--together", 2, "--amp", "bf16", "--augment", 1)
+    more = ("--time-budget", 0.01, "--lr", 1e-5, "--tensorboard", "--checkpoint-every", 3)
+    result = run("train", "--data", data, "--out", out, "--checkpoint", checkpoint, *options, *more)
+    assert result.exit_code == 0, result.output
+    assert not (out / "embeddings").exists()
+    with safe_open(out / "ft.safetensors", "pt") as file:
+        record = json.loads(file.metadata()["training"])
+    expected = {"accumulate": 2, "together": 2, "amp": "bf16", "augment": 1, "time_budget": 0.01, "pictures": 6}
+    assert record.items() >= expected.items()
+    assert record["minutes"] >= 0.01
+    assert list((out / "tensorboard").iterdir())
+    again = run("train", "--data", data, "--out", out, "--checkpoint", checkpoint, *options, *more)
+    assert (again.exit_code, "which holds a run" in again.output) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--method", "prayer"), "method: expected one of stable"),
+        (("--amp", "fp16"), "fp16 needs a CUDA device"),
+        (("--lr", 0), "lr: expected a finite number above 0"),
+        (("--cache", "FILE"), "FILE"),
+        (("--out", "FILE"), "out: expected a folder that can be written"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_wrong_options_are_one_line(options: tuple, message: str, data: Path, checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "FILE").write_text("")
+    words = [tmp_path / "FILE" if word == "FILE" else word for word in options]
+    result = run("train", "--data", data, "--out", tmp_path / "out", "--checkpoint", checkpoint, *words)
+    assert result.exit_code == 2
+    assert message in result.output
+    assert result.output.count("error: ") == 1
+
+
+def test_missing_tensorboard_is_said_before_anything_is_done(
+    data: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "stable_sam_cuda.training.scalars", raising=False)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    result = run("train", "--data", data, "--out", tmp_path, "--checkpoint", checkpoint, "--tensorboard")
+    assert result.exit_code == 2
+    assert "--tensorboard needs TensorBoard: pip install 'stable_sam_cuda[train]'" in result.output
+    assert not (tmp_path / "embeddings").exists()
