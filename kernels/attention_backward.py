@@ -15,7 +15,7 @@ from .attention_backward_rows import attention_rows_kernel
 from .attention_backward_tiles import attention_tiles_kernel
 from .attention_gradients import ALPHA, FEATURES, IDENTITY, KEY_PE, OFFSETS, QUERY_ROWS, AttentionGradients
 from .attention_inputs import AttentionInputs, prepare_attention
-from .attention_plan import rows_plan, split_tiles, tiles_plan
+from .attention_plan import AttentionPlan, device_of, rows_plan, split_tiles, tiles_plan
 from .backward import gather_features, sum_identity, walk_pixels
 from .launch import launch, tile_count
 from .sampling_shape import SamplingInputs
@@ -32,6 +32,11 @@ class _Incoming(NamedTuple):
     expected: Tensor  # (B, R) float32, grad_pooled . pooled
 
 
+def _tiles_plan(inputs: AttentionInputs) -> AttentionPlan:
+    _, rows, channels = inputs.query_rows.shape
+    return tiles_plan(inputs.features.dtype, channels, rows, device_of(inputs.features))
+
+
 def _grad_of_scores(
     inputs: AttentionInputs,
     incoming: _Incoming,
@@ -42,9 +47,9 @@ def _grad_of_scores(
 ) -> None:
     """Fill those gradients that are given."""
     batch, rows, channels = inputs.query_rows.shape
-    plan = tiles_plan(inputs.features.dtype, channels, rows)
+    plan = _tiles_plan(inputs)
     tiles = tile_count(inputs.shape.height, inputs.shape.width, plan.tile)
-    splits, tiles_of_split = split_tiles(batch, tiles, plan.resident, inputs.features.device)
+    splits, tiles_of_split = split_tiles(batch, tiles, plan.resident, device_of(inputs.features))
     for first_row in range(0, rows, plan.rows):
         launch(
             attention_tiles_kernel,
@@ -78,7 +83,7 @@ def _grad_of_rows(inputs: AttentionInputs, grad_query_rows: Tensor, grad_scores:
     plan = rows_plan(inputs.features.dtype, channels, rows)
     row_blocks = triton.cdiv(rows, plan.rows)
     tiles = tile_count(inputs.shape.height, inputs.shape.width, plan.tile)
-    splits, tiles_of_split = split_tiles(batch * row_blocks, tiles, plan.resident, inputs.features.device)
+    splits, tiles_of_split = split_tiles(batch * row_blocks, tiles, plan.resident, device_of(inputs.features))
     sums = grad_query_rows
     if splits > 1:
         sums = grad_query_rows.new_empty((batch, splits, rows, channels), dtype=torch.float32)
@@ -141,9 +146,7 @@ def sampled_attention_backward(
 
 def _sums_dtype(inputs: AttentionInputs) -> torch.dtype:
     """Of gradients to which blocks of rows add one after the other: float32 where there are several."""
-    _, rows, channels = inputs.query_rows.shape
-    dtype = inputs.features.dtype
-    return dtype if rows <= tiles_plan(dtype, channels, rows).rows else torch.float32
+    return inputs.features.dtype if inputs.query_rows.shape[1] <= _tiles_plan(inputs).rows else torch.float32
 
 
 def _prompts_at_a_time(inputs: AttentionInputs, gradients: AttentionGradients) -> int:
@@ -168,7 +171,7 @@ def _fill(
 
     grad_scores = grad_calibrated = None
     if gradients.wanted(QUERY_ROWS):
-        tile = tiles_plan(dtype, channels, rows).tile
+        tile = _tiles_plan(inputs).tile
         tiles = tile_count(inputs.shape.height, inputs.shape.width, tile)
         grad_scores = torch.empty((batch, tiles, rows, tile[0] * tile[1]), dtype=dtype, device=device)
     if gradients.wanted(*_THROUGH_SAMPLING):

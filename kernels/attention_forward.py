@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .attention_inputs import AttentionInputs, prepare_attention
-from .attention_plan import forward_plan, split_tiles
+from .attention_plan import device_of, forward_plan, split_tiles
 from .attention_tile import calibrated_chunk, dot, find_taps, load_chunk, store_chunk
 from .launch import WARPS, launch, tile_count
 from .tiles import load_offsets, tile_pixels, tiles_of
@@ -182,10 +182,11 @@ def sampled_attention(
     if inputs.pixels == 0 or channels == 0 or logsumexp.numel() == 0:
         return _without_scores(pooled, logsumexp, inputs)
 
-    plan = forward_plan(inputs.features.dtype, channels, rows)
+    device = device_of(pooled)
+    plan = forward_plan(inputs.features.dtype, channels, rows, device)
     row_blocks = triton.cdiv(rows, plan.rows)
     tiles = tile_count(inputs.shape.height, inputs.shape.width, plan.tile)
-    splits, tiles_of_split = split_tiles(batch * row_blocks, tiles, plan.resident, pooled.device)
+    splits, tiles_of_split = split_tiles(batch * row_blocks, tiles, plan.resident, device)
     pooled_parts, logsumexp_parts = pooled, logsumexp
     if splits > 1:
         pooled_parts = logsumexp.new_empty((batch, splits, rows, channels))

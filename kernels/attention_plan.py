@@ -9,8 +9,10 @@ from typing import NamedTuple
 
 import torch
 import triton
+from torch import Tensor
 
 _MULTIPROCESSORS = 132  # of a Hopper GPU, where no device can be asked
+_ROOMY = 160 << 10
 _COST_OF_A_SHARE = 1.0  # starting a program and merging its result, in tiles
 _BACKWARD_TILE = (4, 8)  # of both kernels: the second reads what the first has written by tiles
 
@@ -44,22 +46,42 @@ def _chunk(channels: int, largest: int) -> int:
     return min(largest, max(16, triton.next_power_of_2(channels)))
 
 
-def forward_plan(dtype: torch.dtype, channels: int, rows: int) -> AttentionPlan:
+class Device(NamedTuple):
+    """What a plan depends on."""
+
+    multiprocessors: int
+    roomy: bool  # shared memory for 128 rows of 256 channels twice, which not all GPUs have
+
+
+def device_of(tensor: Tensor) -> Device:
+    if tensor.device.type != "cuda":
+        return Device(_MULTIPROCESSORS, True)
+    properties = torch.cuda.get_device_properties(tensor.device)
+    return Device(properties.multi_processor_count, properties.shared_memory_per_block_optin >= _ROOMY)
+
+
+def forward_plan(dtype: torch.dtype, channels: int, rows: int, device: Device) -> AttentionPlan:
     """Averages of all rows and channels stay in registers: 64 rows of 256 channels fill half of those of 4 warps."""
     if dtype == torch.float32:
-        if channels > 256:  # more than shared memory takes, twice
-            return AttentionPlan(32, 64, (4, 8), 8, 1, "ieee")
+        if channels > 256:
+            return AttentionPlan(16, 64, (4, 4), 8, 2, "ieee")
+        if not device.roomy:
+            return AttentionPlan(32, _chunk(channels, 64), (4, 8), 8, 1, "ieee")
         return AttentionPlan(64, _chunk(channels, 64), (2, 4), 8, 1, "tf32x3", offsets_ahead=True)
-    if rows <= 64 or channels > 256:
+    if channels > 256:
+        return AttentionPlan(32, 64, (4, 8), 4, 2)
+    if rows <= 64 or not device.roomy:
         return AttentionPlan(64, _chunk(channels, 32), (4, 8), 4, 2)
     return AttentionPlan(128, _chunk(channels, 64), (4, 8), 8, 1, offsets_ahead=True)
 
 
-def tiles_plan(dtype: torch.dtype, channels: int, rows: int) -> AttentionPlan:
+def tiles_plan(dtype: torch.dtype, channels: int, rows: int, device: Device) -> AttentionPlan:
     """Of the backward's first kernel, which holds the rows and their gradients in shared memory, and no sums."""
     if dtype == torch.float32:
-        return AttentionPlan(32, _chunk(channels, 64), _BACKWARD_TILE, 8, 1, "ieee")
-    if rows <= 64 or channels > 256:
+        return AttentionPlan(16 if channels > 256 else 32, _chunk(channels, 64), _BACKWARD_TILE, 8, 1, "ieee")
+    if channels > 256:
+        return AttentionPlan(32 if device.roomy else 16, 64, _BACKWARD_TILE, 4, 1)
+    if rows <= 64 or not device.roomy:
         return AttentionPlan(64, _chunk(channels, 64), _BACKWARD_TILE, 4, 2)
     return AttentionPlan(128, _chunk(channels, 128), _BACKWARD_TILE, 8, 1)
 
@@ -67,22 +89,23 @@ def tiles_plan(dtype: torch.dtype, channels: int, rows: int) -> AttentionPlan:
 def rows_plan(dtype: torch.dtype, channels: int, rows: int) -> AttentionPlan:
     """Of the backward's second kernel, which holds the sums of all rows and channels in registers."""
     if dtype == torch.float32:
+        if channels > 256:
+            return AttentionPlan(32, 64, _BACKWARD_TILE, 8, 1, "tf32x3")
         return AttentionPlan(64, _chunk(channels, 32), _BACKWARD_TILE, 8, 1, "tf32x3")
-    if rows <= 64 or channels > 256:
+    if channels > 256:
+        return AttentionPlan(32, 64, _BACKWARD_TILE, 8, 1)
+    if rows <= 64:
         return AttentionPlan(64, _chunk(channels, 64), _BACKWARD_TILE, 4, 2)
     return AttentionPlan(128, _chunk(channels, 64), _BACKWARD_TILE, 8, 1)
 
 
-def split_tiles(programs: int, tiles: int, resident: int, device: torch.device) -> tuple[int, int]:
+def split_tiles(programs: int, tiles: int, resident: int, device: Device) -> tuple[int, int]:
     """Into how many shares to cut the tiles of each program's map, and how many tiles a share has at most.
 
     As many as let the programs of one wave fill the device, and no more: each share costs a start and
     a result to merge.
     """
-    multiprocessors = _MULTIPROCESSORS
-    if device.type == "cuda":
-        multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
-    return _split_tiles(programs, tiles, resident * multiprocessors)
+    return _split_tiles(programs, tiles, resident * device.multiprocessors)
 
 
 @lru_cache(maxsize=4096)
