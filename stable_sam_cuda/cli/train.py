@@ -50,6 +50,7 @@ def train(
     """Train on prompts of every kind; under ``torchrun`` by all its processes. Writes OUT/plugin.safetensors."""
     import torch
 
+    from stable_sam_cuda.cli.machine import pick_device
     from stable_sam_cuda.cli.samples import usable_samples
     from stable_sam_cuda.evaluation.sharding import own_device, process_group, rank
     from stable_sam_cuda.sam import load_sam
@@ -63,8 +64,10 @@ def train(
     )  # fmt: skip
     with process_group():
         console = Console(quiet=rank() != 0)
-        own = own_device(device)
-        check_run(run, out, resume, torch.device(own))
+        own = pick_device(own_device(device))
+        if own.index is not None:
+            torch.cuda.set_device(own)
+        check_run(run, out, resume, own)
         excluded = [name for name in exclude.split(",") if name]
         samples = usable_samples(choose_samples(data, split, excluded, limit, seed, layout), console)
         sam = load_sam(model, checkpoint=checkpoint, device=own)

@@ -106,4 +106,5 @@ def install_method(sam: Sam, method: str, plugin: DeformableSampler | None = Non
         raise ValueError(f"plugin: expected None with method {method!r}, got a DeformableSampler")
     sam.requires_grad_(False)
     METHODS[method](sam, plugin)
+    sam.to(sam.device)  # what was added was made on the CPU
     return {name: parameter for name, parameter in sam.named_parameters() if parameter.requires_grad}

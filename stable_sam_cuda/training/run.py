@@ -226,7 +226,7 @@ def _source(
 
 def _install(sam: Sam, run: TrainingRun) -> dict[str, nn.Parameter]:
     """The method with initial weights that the seed alone decides."""
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(run.seed)
         if run.method != "stable":
             return install_method(sam, run.method)

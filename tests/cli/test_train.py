@@ -108,6 +108,7 @@ def test_every_option_of_a_short_run(data: Path, checkpoint: Path, tmp_path: Pat
     [
         (("--method", "prayer"), "method: expected one of stable"),
         (("--amp", "fp16"), "fp16 needs a CUDA device"),
+        (("--device", "cuda:9"), "device: expected"),
         (("--lr", 0), "lr: expected a finite number above 0"),
         (("--cache", "FILE"), "FILE"),
         (("--out", "FILE"), "out: expected a folder that can be written"),

@@ -1,14 +1,15 @@
 """Training: it learns, resumes bit for bit, and is the same on two processes as on one."""
 
 import os
-import signal
 import subprocess
 import sys
 
 import pytest
 import torch
+from kill_and_resume import compare
 
 from stable_sam_cuda.modules import DeformableSampler
+from stable_sam_cuda.sam.lite import new_sam_lite
 from stable_sam_cuda.training.dataset import find_masked_images
 from stable_sam_cuda.training.embeddings import EmbeddingCache
 from stable_sam_cuda.training.loop import PluginTrainer, _mixed
@@ -101,19 +102,9 @@ def test_loss_falls(small_sam, picture_folder, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("steps_before_the_kill", [1, 3])
-def test_killed_and_resumed_run_ends_with_the_same_bits(steps_before_the_kill, reference_run, picture_folder, tmp_path):
-    folder, _ = reference_run
-    worker = start_worker(picture_folder, folder / "cache", tmp_path / "run")
-    for _ in range(steps_before_the_kill):
-        worker.stdout.readline()
-    worker.send_signal(signal.SIGKILL)
-    worker.wait()
-    finished(start_worker(picture_folder, folder / "cache", tmp_path / "run"))
-    expected = torch.load(folder / "run" / "final.pt", weights_only=True)
-    found = torch.load(tmp_path / "run" / "final.pt", weights_only=True)
-    assert expected.keys() == found.keys()
-    assert all(torch.equal(expected[name], found[name]) for name in expected)
+def test_killed_and_resumed_runs_of_the_verb_end_with_the_same_bits(tmp_path):
+    """Two kills, the second in the writing of a checkpoint; `kill_and_resume.py` itself makes it twenty."""
+    assert compare(tmp_path, kills=2)[0]
 
 
 @pytest.mark.slow
@@ -178,3 +169,13 @@ def test_plugin_for_a_baseline_and_unknown_method_are_refused(small_sam):
         install_method(small_sam, "prayer")
     with pytest.raises(ValueError, match="plugin: expected None"):
         install_method(small_sam, "pt", DeformableSampler(256))
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_what_a_method_adds_is_on_sams_device(method):
+    """The meta device stands for any other than the CPU."""
+    with torch.device("meta"):
+        sam = new_sam_lite("lite0", 64)
+    sam.to("meta")
+    install_method(sam, method)
+    assert {value.device.type for value in sam.state_dict().values()} == {"meta"}
