@@ -47,6 +47,23 @@ DECODER = {
     torch.float32: Tolerance(2e-6, 1e-5),
 }
 
+# Gradients of the same, summed over prompts and locations: sums of some 10^4 roundings of either sign, 100 of one.
+DECODER_GRADIENTS = {
+    torch.float64: Tolerance(1e-12, 1e-11),
+    torch.float32: Tolerance(1e-5, 1e-4),
+}
+
+
+# sampled_attention: kernels of the half types round u, the probabilities and their gradients to the dtype before they
+# multiply. For logits of size s an error of one unit in the last place, 2**-11 or 2**-8, of u is one of s units in the
+# probabilities; all that adds up at random, to at most 16 units of the root mean square for the cases of the tests.
+ATTENTION = {
+    torch.float64: Tolerance(1e-12, 1e-12),
+    torch.float32: Tolerance(1e-5, 5e-5),
+    torch.float16: Tolerance(2**-10, 16 * 2**-11),
+    torch.bfloat16: Tolerance(2**-8, 16 * 2**-8),
+}
+
 
 def assert_matches(name: str, actual: Tensor, truth: Tensor, tolerance: Tolerance) -> None:
     """Fail with the worst element unless |actual - truth| <= relative * |truth| + absolute * rms(truth) everywhere."""

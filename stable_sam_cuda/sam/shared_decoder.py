@@ -59,7 +59,7 @@ def decode_shared(
     output_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
     tokens = torch.cat([output_tokens.expand(len(sparse), -1, -1), sparse], dim=1)
     image = image_embeddings + dense
-    features = image.flatten(2).transpose(1, 2).contiguous()
+    features = _channels_last(image)
 
     tokens, features = _transform(decoder.transformer, tokens, features, position)
     mask_tokens = tokens[:, 1 : 1 + decoder.num_mask_tokens]
@@ -99,6 +99,13 @@ def _decode_as_sam_does(
 def _unrepeated(dense: Tensor) -> Tensor:
     """Without a mask prompt SAM repeats one dense embedding for all prompts: (1, C, H, W) in place of (B, C, H, W)."""
     return dense[:1] if dense.shape[0] > 1 and dense.stride(0) == 0 else dense
+
+
+def _channels_last(image: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, H * W, C); PyTorch's fast transposition is that of matrices."""
+    if len(image) == 1:
+        return image[0].flatten(1).t().contiguous()[None]
+    return image.flatten(2).transpose(1, 2).contiguous()
 
 
 def _transform(

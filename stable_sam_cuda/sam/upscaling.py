@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stable_sam_cuda.sam.plain_module import is_plain
+from stable_sam_cuda.sam.pointwise import pointwise_linear
 
 UPSCALING = (nn.ConvTranspose2d, LayerNorm2d, nn.GELU, nn.ConvTranspose2d, nn.GELU)
 
@@ -39,12 +40,14 @@ def mask_logits(decoder: MaskDecoder, features: Tensor, mask_tokens: Tensor, mas
     features = _double(first, features.flatten(1, 2))
     features = activation(F.layer_norm(features, norm.weight.shape, norm.weight, norm.bias, norm.eps))
     features = last_activation(_double(second, features))
-    logits = weights @ features.flatten(1, -2).transpose(1, 2)
-    logits = logits.view(batch, len(masks), height, width, 2, 2, 2, 2)
+    # In this order of factors the features' gradient comes in their own memory order.
+    logits = (features @ weights.transpose(1, 2)).transpose(1, 2)
+    logits = logits.reshape(batch, len(masks), height, width, 2, 2, 2, 2)
     return logits.permute(0, 1, 2, 4, 6, 3, 5, 7).reshape(batch, len(masks), 4 * height, 4 * width)
 
 
 def _double(convolution: nn.ConvTranspose2d, features: Tensor) -> Tensor:
-    """(..., C) -> (..., 2 * 2, C'): the four pixels (y', x') that each pixel becomes."""
+    """(B, N, C) -> (B, N * 4, C'): the four pixels (y', x') that each pixel becomes."""
     weight = convolution.weight.permute(2, 3, 1, 0).flatten(0, 2)
-    return F.linear(features, weight, convolution.bias.repeat(4)).unflatten(-1, (4, -1))
+    doubled = pointwise_linear(features, weight, convolution.bias.repeat(4))
+    return doubled.unflatten(-1, (4, -1)).flatten(1, 2)

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 from segment_anything import SamAutomaticMaskGenerator, SamPredictor
+from tolerances import DECODER, assert_matches
 
 from stable_sam_cuda.sam import StableSamPredictor, plugin_of, stabilize
-from tolerances import DECODER, assert_matches
 
 BOX = np.array([20, 15, 80, 75])
 POINT = {"point_coords": np.array([[50, 45]]), "point_labels": np.array([1])}
