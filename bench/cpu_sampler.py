@@ -2,11 +2,11 @@
 
     python bench/cpu_sampler.py [--batches 1 16] [--rounds 15] [--threads 2] [--no-compile]
 
-In every round each contestant has its turn, so a disturbance hits all of them, and the figure that counts is the ratio.
-A turn is a pause, in which the last contestant's threads go to sleep (torch.compile's code has a thread pool of its own,
-which spins for a while), two calls not timed, which bring the contestant's own data into the caches, and some that are.
-Memory is what a user has: the default allocator, fresh outputs every call, page faults included. Outputs are NaN-filled
-while verifying. Results: bench/results/cpu/<date>-<commit>.json.
+In every round each contestant has its turn, so a disturbance hits all of them, and the figure that counts is the
+ratio. A turn is a pause, in which the last contestant's threads go to sleep (torch.compile's code has a thread pool of
+its own, which spins for a while), two calls not timed, which bring the contestant's own data into the caches, and some
+that are. Memory is what a user has: the default allocator, fresh outputs every call, page faults included. Outputs are
+NaN-filled while verifying. Results: bench/results/cpu/<date>-<commit>.json.
 """
 
 import argparse
