@@ -18,6 +18,7 @@ import torch
 from segment_anything.modeling import Sam
 from torch import Tensor, distributed, nn
 
+from stable_sam_cuda.sam.shared_decoder import SINGLE_MASK
 from stable_sam_cuda.training.decoding import decode_prompts
 from stable_sam_cuda.training.losses import mask_overlap, point_sampled_loss
 from stable_sam_cuda.training.options import AMP_DTYPES, TrainingOptions
@@ -200,7 +201,7 @@ class PluginTrainer:
             prompts.append(draw_prompts(kind, masks, owner, generator, mask_size=mask_size))
         with torch.autocast(device.type, AMP_DTYPES[self.options.amp], enabled=self.options.amp != "off"):
             embeddings = torch.cat([self.source.embedding(example) for example, _, _ in used])
-            logits = decode_prompts(self.sam, embeddings, joined_prompts(prompts).to(device))[0][:, :1]
+            logits, _ = decode_prompts(self.sam, embeddings, joined_prompts(prompts).to(device), SINGLE_MASK)
         counts = [len(masks) for _, masks, _ in used]
         alphas = self.probe.alpha(len(logits), device).split(counts)
         losses = []

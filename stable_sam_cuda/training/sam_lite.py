@@ -20,6 +20,7 @@ from segment_anything.modeling import Sam
 from torch import Tensor
 
 from stable_sam_cuda.sam.lite import new_sam_lite, set_image_size
+from stable_sam_cuda.sam.shared_decoder import SINGLE_MASK
 from stable_sam_cuda.training.augment import augmented
 from stable_sam_cuda.training.backbone import load_imagenet_weights
 from stable_sam_cuda.training.checkpoint import load_weights, save_bytes, save_weights
@@ -126,12 +127,17 @@ def open_to_prompts(sam: Sam, gain: float = 1.5, label_scale: float = 0.3) -> No
         embedding.weight.mul_(label_scale)
 
 
-def prompt_loss(sam: Sam, embeddings: Tensor, prompts: PromptBatch, masks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def prompt_loss(
+    sam: Sam, embeddings: Tensor, prompts: PromptBatch, masks: Tensor, half: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
     """Loss of the single-mask output, of the best of the three, and of the predicted IoU.
+
+    ``half`` runs the decoder, not the loss, in bfloat16 under autocast.
 
     Returns the scalar loss, the single-mask IoU (K,) and the single-mask logits (K, 1, h, w), detached.
     """
-    logits, predicted_iou = decode_prompts(sam, embeddings, prompts)
+    with torch.autocast(embeddings.device.type, torch.bfloat16, enabled=half):
+        logits, predicted_iou = (answer.float() for answer in decode_prompts(sam, embeddings, prompts))
     factor = masks.shape[-1] // logits.shape[-1]
     targets = torch.nn.functional.avg_pool2d(masks[:, None].float(), factor)
     losses = mask_loss(logits, targets)
@@ -140,14 +146,15 @@ def prompt_loss(sam: Sam, embeddings: Tensor, prompts: PromptBatch, masks: Tenso
     return total.mean(), overlap[:, 0], logits[:, :1].detach()
 
 
-def training_step(sam: Sam, batch: Batch, generator: torch.Generator) -> tuple[Tensor, float]:
+def training_step(sam: Sam, batch: Batch, generator: torch.Generator, half: bool = False) -> tuple[Tensor, float]:
     """Loss of one batch, and its mean single-mask IoU."""
-    embeddings = sam.image_encoder(sam.preprocess(batch.images))
+    with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=half):
+        embeddings = sam.image_encoder(sam.preprocess(batch.images)).float()
     prompts = draw_good_prompts(batch, generator)
-    loss, overlap, logits = prompt_loss(sam, embeddings, prompts, batch.masks)
+    loss, overlap, logits = prompt_loss(sam, embeddings, prompts, batch.masks, half)
     if torch.rand((), generator=generator).item() < REFINEMENT:
         add_corrective_click(prompts, batch.masks, logits, generator)
-        loss = (loss + prompt_loss(sam, embeddings, prompts, batch.masks)[0]) / 2
+        loss = (loss + prompt_loss(sam, embeddings, prompts, batch.masks, half)[0]) / 2
     return loss, overlap.mean().item()
 
 
@@ -166,7 +173,7 @@ def validate(sam: Sam, samples: list[Sample], size: int) -> dict[str, float]:
             points = points_in_masks(batch.masks, count, generator)
             kinds[name] = PromptBatch(batch.image_index, points, torch.ones(points.shape[:2]))
         for name, prompts in kinds.items():
-            logits = decode_prompts(sam, embeddings, prompts)[0][:, :1]
+            logits, _ = decode_prompts(sam, embeddings, prompts, SINGLE_MASK)
             logits = torch.nn.functional.interpolate(logits, size=(size, size), mode="bilinear")
             totals[name].append(mask_overlap(logits, batch.masks[:, None].float()).mean().item())
     return {name: float(np.mean(values)) for name, values in totals.items()}
@@ -215,7 +222,7 @@ def train(args: argparse.Namespace) -> None:
         rate = args.lr * min(1, (step + 1) / args.warmup) * (0.02 + 0.98 * (1 + math.cos(math.pi * progress)) / 2)
         for group in optimizer.param_groups:
             group["lr"] = rate * group["scale"]
-        loss, overlap = training_step(sam, batch, generator)
+        loss, overlap = training_step(sam, batch, generator, args.half)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(sam.parameters(), 1.0)
@@ -271,6 +278,7 @@ def main() -> None:
     parser.add_argument("--warmup", type=int, default=100, help="steps")
     parser.add_argument("--ema", type=float, default=0.99, help="decay of the averaged weights")
     parser.add_argument("--validate-minutes", type=float, default=15)
+    parser.add_argument("--half", action="store_true", help="encoder and decoder in bfloat16 (autocast), not the loss")
     parser.add_argument("--seed", type=int, default=0)
     train(parser.parse_args())
 
