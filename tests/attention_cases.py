@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import torch
 from sample_inputs import Case, make_inputs, with_layout
+from tolerances import ATTENTION, ATTENTION_IN_NORM, Tolerance, assert_matches
 from torch import Tensor
 
 from stable_sam_cuda.ops import reference
@@ -74,3 +75,17 @@ def attend_and_differentiate(
     pooled, logsumexp = function(*leaves.values(), max_offset)
     gradients = torch.autograd.grad(pooled, list(leaves.values()), grad_pooled)
     return pooled.detach(), logsumexp.detach(), dict(zip(leaves, gradients, strict=True))
+
+
+def assert_attention_matches(
+    name: str, actual: Tensor, truth: Tensor, dtype: torch.dtype, units_in_last_place: float = 1.0
+) -> None:
+    """Every element by one tolerance; by a much closer one the whole, where there are elements enough for a mean.
+
+    ``units_in_last_place``: 2 where the dtype is cut off instead of rounded.
+    """
+    assert_matches(name, actual, truth, Tolerance(*[units_in_last_place * limit for limit in ATTENTION[dtype]]))
+    if truth.numel() >= 100:
+        truth = truth.double()
+        error = ((actual.double() - truth).norm() / truth.norm()).item()
+        assert error <= units_in_last_place * ATTENTION_IN_NORM[dtype], f"{name}: relative error {error} in the norm"

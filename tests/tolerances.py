@@ -56,12 +56,19 @@ DECODER_GRADIENTS = {
 
 # sampled_attention: kernels of the half types round u, the probabilities and their gradients to the dtype before they
 # multiply. For logits of size s an error of one unit in the last place, 2**-11 or 2**-8, of u is one of s units in the
-# probabilities; all that adds up at random, to at most 16 units of the root mean square for the cases of the tests.
+# probabilities. It adds up at random, to some 1.2 units of the norm for logits of size 2 (float16, 36 pixels, C = 256);
+# large elements have large errors, so the worst of 10^4 elements are off by ten times that.
 ATTENTION = {
     torch.float64: Tolerance(1e-12, 1e-12),
     torch.float32: Tolerance(1e-5, 5e-5),
-    torch.float16: Tolerance(2**-10, 16 * 2**-11),
-    torch.bfloat16: Tolerance(2**-8, 16 * 2**-8),
+    torch.float16: Tolerance(8 * 2**-11, 32 * 2**-11),
+    torch.bfloat16: Tolerance(8 * 2**-8, 32 * 2**-8),
+}
+ATTENTION_IN_NORM = {
+    torch.float64: 1e-12,
+    torch.float32: 2e-5,
+    torch.float16: 4 * 2**-11,
+    torch.bfloat16: 4 * 2**-8,
 }
 
 

@@ -8,12 +8,14 @@ import torch
 from attention_cases import (
     ATTENTION_NAMES,
     AttentionCase,
+    assert_attention_matches,
     attend_and_differentiate,
     attention_truth,
     make_attention_inputs,
 )
 from stable_sam_cuda.kernels import attention_backward, attention_forward, attention_plan
-from tolerances import ATTENTION, Tolerance, assert_matches
+from tolerances import Tolerance, assert_matches
+from torch import Tensor
 
 import stable_sam_cuda
 from stable_sam_cuda import kernels
@@ -42,11 +44,9 @@ def by_name(name: str) -> AttentionCase:
     return next(case for case in CASES if case.name == name)
 
 
-def tolerance(dtype: torch.dtype) -> Tolerance:
-    """The interpreter cuts bfloat16 off where the GPU rounds: a whole unit in the last place, not half."""
-    doubled = 2 if dtype == torch.bfloat16 and triton_kernels.interprets() else 1
-    relative, absolute = ATTENTION[dtype]
-    return Tolerance(doubled * relative, doubled * absolute)
+def assert_close(name: str, actual: Tensor, truth: Tensor, dtype: torch.dtype = torch.float32) -> None:
+    cut_off = dtype == torch.bfloat16 and triton_kernels.interprets()  # where the GPU rounds
+    assert_attention_matches(name, actual, truth, dtype, 2.0 if cut_off else 1.0)
 
 
 def check(case: AttentionCase, dtype: torch.dtype) -> None:
@@ -56,11 +56,11 @@ def check(case: AttentionCase, dtype: torch.dtype) -> None:
         OPERATIONS.sampled_attention_triton, inputs, case.max_offset, grad_pooled
     )
     assert pooled.dtype == dtype and logsumexp.dtype == torch.float32
-    assert_matches("pooled", pooled, expected, tolerance(dtype))
-    assert_matches("logsumexp", logsumexp, expected_logsumexp, tolerance(dtype))
+    assert_close("pooled", pooled, expected, dtype)
+    assert_close("logsumexp", logsumexp, expected_logsumexp, dtype)
     for name, gradient in gradients.items():
         assert gradient.dtype == dtype
-        assert_matches(f"grad_{name}", gradient, expected_gradients[name], tolerance(dtype))
+        assert_close(f"grad_{name}", gradient, expected_gradients[name], dtype)
 
 
 @pytest.mark.usefixtures("poisoned_memory")
@@ -117,7 +117,7 @@ def test_only_gradients_asked_for_are_computed(broadcast: tuple[str, ...]) -> No
     inputs, grad_pooled = make_attention_inputs(case, torch.float32, DEVICE)
     results = kernels.sampled_attention(*inputs.values(), case.max_offset)
 
-    def backward(grad_mask: int) -> tuple[torch.Tensor, ...]:
+    def backward(grad_mask: int) -> tuple[Tensor, ...]:
         return kernels.sampled_attention_backward(grad_pooled, *inputs.values(), *results, case.max_offset, grad_mask)
 
     everything = backward(EVERY)
@@ -138,10 +138,10 @@ def test_a_nan_offset_poisons_its_prompt_alone() -> None:
         OPERATIONS.sampled_attention_triton, inputs, case.max_offset, grad_pooled
     )
     assert pooled[0].isnan().all() and logsumexp[0].isnan().all()
-    assert_matches("pooled", pooled[1], expected[1], tolerance(torch.float32))
+    assert_close("pooled", pooled[1], expected[1])
     for name, gradient in gradients.items():
         assert gradient[0].isnan().any(), name
-        assert_matches(f"grad_{name}", gradient[1], expected_gradients[name][1], tolerance(torch.float32))
+        assert_close(f"grad_{name}", gradient[1], expected_gradients[name][1])
 
 
 @pytest.mark.parametrize("max_offset", [1.3, 1e6])
@@ -161,9 +161,9 @@ def test_infinite_offsets_saturate_and_read_nothing_outside(max_offset: float) -
     pooled, _, gradients = attend_and_differentiate(
         OPERATIONS.sampled_attention_triton, inputs, max_offset, grad_pooled
     )
-    assert_matches("pooled", pooled, expected, tolerance(torch.float32))
+    assert_close("pooled", pooled, expected)
     for name, gradient in gradients.items():
-        assert_matches(f"grad_{name}", gradient, expected_gradients[name], tolerance(torch.float32))
+        assert_close(f"grad_{name}", gradient, expected_gradients[name])
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,7 @@ def test_saturated_heads_are_finite(dtype: torch.dtype, size: float) -> None:
     pooled, logsumexp, gradients = attend_and_differentiate(
         OPERATIONS.sampled_attention_triton, inputs, case.max_offset, grad_pooled
     )
-    assert_matches("pooled", pooled, expected, tolerance(dtype))
+    assert_close("pooled", pooled, expected, dtype)
     assert_matches("logsumexp", logsumexp, torch.full((1, 4), 3.0 * size), Tolerance(2**-7, 0.0))
     for name, gradient in gradients.items():
         assert gradient.isfinite().all(), name
@@ -201,7 +201,7 @@ def test_nothing_to_attend_to(sizes: dict[str, int]) -> None:
     pooled, logsumexp, gradients = attend_and_differentiate(
         OPERATIONS.sampled_attention_triton, inputs, case.max_offset, grad_pooled
     )
-    assert_matches("pooled", pooled, expected, tolerance(torch.float32))
+    assert_close("pooled", pooled, expected)
     assert torch.allclose(logsumexp.cpu().double(), expected_logsumexp.cpu())
     for name, gradient in gradients.items():
         assert gradient.shape == inputs[name].shape and bool((gradient == 0).all()), name
@@ -230,7 +230,7 @@ def test_the_attention_of_sam() -> None:
     """Through the public function, weights and all, against its own reference backend."""
     generator = torch.Generator().manual_seed(0)
 
-    def normal(*shape: int) -> torch.Tensor:
+    def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator).to(DEVICE)
 
     channels, inner, heads = 16, 8, 2
@@ -242,4 +242,4 @@ def test_the_attention_of_sam() -> None:
         stable_sam_cuda.deformable_attention(*arguments, **weights, num_heads=heads, max_offset=1.5, backend=backend)
         for backend in ("triton", "reference")
     ]
-    assert_matches("output", outputs[0], outputs[1], tolerance(torch.float32))
+    assert_close("output", outputs[0], outputs[1])
