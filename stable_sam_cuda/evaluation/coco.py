@@ -14,13 +14,14 @@ from faster_coco_eval import COCO, COCOeval_faster
 from faster_coco_eval.core import mask as mask_tools
 from torch import Tensor
 
-from stable_sam_cuda.evaluation.protocol import PROMPTS_A_PASS, prompt_seed
+from stable_sam_cuda.evaluation.protocol import PROMPTS_A_PASS
 from stable_sam_cuda.picture import read_picture
 from stable_sam_cuda.sam.predictor import StableSamPredictor
 from stable_sam_cuda.training.coco_images import Annotation, CocoImage
 from stable_sam_cuda.training.prompts import boxes_in_iou_band
 from stable_sam_cuda.training.rts import BAND_KINDS
 from stable_sam_cuda.training.samples import Sample
+from stable_sam_cuda.training.seeds import seed_of
 
 BOX_BANDS = {"gt_box": None, **BAND_KINDS}  # prompt kinds whose masks can be judged so, and the IoU of their boxes
 STATISTICS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
@@ -80,7 +81,7 @@ def segment_boxes(
         predictor.set_image(np.asarray(read_picture(image.image)))
         boxes = torch.stack([_true_box(image, annotation) for annotation in image.annotations])
         if band is not None:
-            generator = torch.Generator().manual_seed(prompt_seed(seed, image.name, band))
+            generator = torch.Generator().manual_seed(seed_of(seed, image.name, band))
             # COCO's boxes reach from the edge of a pixel to the edge of a pixel: up to the width, not the last index.
             boxes = boxes_in_iou_band(boxes, image.height + 1, image.width + 1, *band, generator)
         masks, scores = _predict(predictor, boxes, (image.height, image.width))

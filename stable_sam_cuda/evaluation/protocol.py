@@ -13,6 +13,7 @@ from stable_sam_cuda.sam.predictor import StableSamPredictor
 from stable_sam_cuda.training.dataset import object_masks
 from stable_sam_cuda.training.rts import draw_prompts
 from stable_sam_cuda.training.samples import Sample
+from stable_sam_cuda.training.seeds import seed_of
 
 KIND_NAMES = {
     "gt_box": "gt_box",
@@ -76,7 +77,7 @@ def evaluate(
                 target = torch.from_numpy(mask)
                 for kind in kinds:
                     count = 1 if kind == "gt_box" else draws
-                    predicted = _predict(predictor, target, kind, count, prompt_seed(seed, sample.name, index, kind))
+                    predicted = _predict(predictor, target, kind, count, seed_of(seed, sample.name, index, kind))
                     overlap, outline = mask_iou(predicted, target), boundary_iou(predicted, target)
                     results.append(
                         ObjectResult(
@@ -113,11 +114,6 @@ def _predict(predictor: StableSamPredictor, target: Tensor, kind: str, count: in
         )
         parts.append(found[:, 0].cpu())
     return torch.cat(parts)
-
-
-def prompt_seed(*parts: object) -> int:
-    """A seed that follows from the parts alone, on every machine."""
-    return int.from_bytes(repr(parts).encode(), "big") % (2**61 - 1)
 
 
 def summarize(results: Sequence[ObjectResult]) -> dict[str, dict[str, dict[str, float]]]:

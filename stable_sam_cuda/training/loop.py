@@ -6,13 +6,12 @@ the step's number, so a run that was killed continues bit for bit, and processes
 """
 
 import hashlib
-import json
 import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from segment_anything.modeling import Sam
@@ -27,10 +26,21 @@ from stable_sam_cuda.training.router_probe import RouterProbe
 from stable_sam_cuda.training.rts import draw_kind, draw_prompts, joined_prompts
 from stable_sam_cuda.training.run_state import CHECKPOINT, read_state, remove_partial, write_state
 from stable_sam_cuda.training.schedule import cosine
+from stable_sam_cuda.training.seeds import seed_of
 from stable_sam_cuda.training.sources import Example, PictureSource
+from stable_sam_cuda.training.step_rows import alpha_by_kind, sum_of
 
 CHECKPOINT_MINUTES = 5.0
 StepRecord = dict[str, Any]
+
+
+class Drawn(NamedTuple):
+    """A picture of a step: its place among those that are accumulated, and what was drawn for it."""
+
+    place: int
+    example: Example
+    masks: Tensor
+    generator: torch.Generator
 
 
 class PluginTrainer:
@@ -64,7 +74,8 @@ class PluginTrainer:
     def run(self, progress: Callable[[StepRecord], None] = lambda record: None) -> None:
         """Train to the end; ``progress`` hears of every step.
 
-        Its record: step, loss, iou, seconds, lr, kind (of the prompts), and alpha_1 where there is a router.
+        Its record: step, loss, iou, seconds, lr, kinds (of each picture's prompts), and where there is a router
+        alpha_1, the mean of each kind.
 
         Raises:
             ValueError: no object is large enough, or the loss is no longer finite; the last checkpoint stays.
@@ -127,18 +138,18 @@ class PluginTrainer:
 
     def _pictures(self, step: int) -> list[int]:
         epoch, place = divmod(step, self.steps_an_epoch)
-        order = torch.Generator().manual_seed(_mixed(self.options.seed, -1 - epoch))
+        order = torch.Generator().manual_seed(seed_of("order", self.options.seed, epoch))
         permutation = torch.randperm(len(self.source.samples), generator=order)
         return permutation[place * self.pictures_a_step : (place + 1) * self.pictures_a_step].tolist()
 
     def _train_step(self, examples: Iterator[tuple[int, Example]]) -> StepRecord:
-        generator = torch.Generator().manual_seed(_mixed(self.options.seed, self.step))
-        kind = draw_kind(self.options.mix, generator)
+        kinds = [self._kind(picture) for picture in self._pictures(self.step)]
         self.optimizer.zero_grad(set_to_none=False)
-        totals = self._gradients(kind, examples)
+        rows = self._gradients(examples)
+        totals = sum_of(rows)
         if totals[0] == 0:
-            return {"loss": float("nan"), "iou": float("nan"), "kind": kind}
-        loss, overlap, alpha = (totals[1:] / totals[0]).tolist()
+            return {"loss": float("nan"), "iou": float("nan"), "kinds": kinds}
+        loss, overlap, _ = (totals[1:] / totals[0]).tolist()
         if not math.isfinite(loss):
             raise ValueError(
                 f"lr: expected a run that stays finite, got a loss of {loss} in step {self.step + 1} with lr "
@@ -153,17 +164,23 @@ class PluginTrainer:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.updates += 1
-        record = {"loss": loss, "iou": overlap, "lr": rate, "kind": kind}
-        return record | {"alpha_1": alpha} if self.probe.routers else record
+        record = {"loss": loss, "iou": overlap, "lr": rate, "kinds": kinds}
+        return record | {"alpha_1": alpha_by_kind(rows, kinds)} if self.probe.routers else record
 
-    def _gradients(self, kind: str, examples: Iterator[tuple[int, Example]]) -> Tensor:
-        """Gradients of the step, summed over objects and processes; (objects, loss, IoU, alpha_1), summed alike."""
+    def _kind(self, picture: int) -> str:
+        """The kind of a picture's prompts in this step, the same for every process."""
+        generator = torch.Generator().manual_seed(seed_of("kind", self.options.seed, self.step, picture))
+        return draw_kind(self.options.mix, generator)
+
+    def _gradients(self, examples: Iterator[tuple[int, Example]]) -> Tensor:
+        """Gradients of the step, summed over objects and processes; a row of sums (objects, loss, IoU, alpha_1) a
+        picture."""
         pictures = self._pictures(self.step)
         places = list(range(self.rank, len(pictures), self.world))
         groups = [
             places[start : start + self.options.together] for start in range(0, len(places), self.options.together)
         ]
-        parts = [self._accumulate([next(examples) for _ in group], kind) for group in groups]
+        parts = [self._accumulate([next(examples) for _ in group]) for group in groups]
         # A row a picture, others' rows being zero: their sum does not depend on who computed which.
         rows = torch.zeros(len(pictures), 4)
         if parts:
@@ -175,46 +192,44 @@ class PluginTrainer:
                 distributed.all_reduce(parameter.grad)
         if self.world > 1:
             distributed.all_reduce(rows)
-        totals = torch.zeros(4)
-        for row in rows:
-            totals += row
-        return totals
+        return rows
 
-    def _accumulate(self, group: list[tuple[int, Example]], kind: str) -> Tensor:
+    def _accumulate(self, group: list[tuple[int, Example]]) -> Tensor:
         """Gradients summed over the objects of some pictures; a row (objects, loss, IoU, alpha_1) a picture."""
-        device = self.sam.device
-        found = []
-        for picture, example in group:
+        rows = torch.zeros(len(group), 4, device=self.sam.device)
+        of_kind: dict[str, list[Drawn]] = {}
+        for place, (picture, example) in enumerate(group):
             # Each picture has a generator of its own, so that its prompts do not depend on how pictures are shared out.
-            generator = torch.Generator().manual_seed(_mixed(self.options.seed, self.step, picture))
+            generator = torch.Generator().manual_seed(seed_of("prompts", self.options.seed, self.step, picture))
             masks = self._chosen(example.masks, generator)
-            found.append((example, masks, generator))
-        rows = torch.zeros(len(group), 4, device=device)
-        places = [place for place, (_, masks, _) in enumerate(found) if len(masks)]
-        if not places:
-            return rows
-        used = [found[place] for place in places]
+            if len(masks):
+                of_kind.setdefault(self._kind(picture), []).append(Drawn(place, example, masks, generator))
+        losses = [loss for kind, drawn in of_kind.items() for loss in self._losses(kind, drawn, rows)]
+        if losses:
+            self.scaler.scale(sum(losses[1:], start=losses[0])).backward()
+        return rows
+
+    def _losses(self, kind: str, drawn: list[Drawn], rows: Tensor) -> list[Tensor]:
+        """The loss of each picture, summed over its objects, all prompted alike; fills their ``rows``."""
+        device = self.sam.device
         mask_size = self.sam.prompt_encoder.mask_input_size
-        prompts = []
-        for index, (_, masks, generator) in enumerate(used):
-            owner = torch.full((len(masks),), index)
-            prompts.append(draw_prompts(kind, masks, owner, generator, mask_size=mask_size))
+        prompts = [
+            draw_prompts(kind, one.masks, torch.full((len(one.masks),), index), one.generator, mask_size=mask_size)
+            for index, one in enumerate(drawn)
+        ]
         with torch.autocast(device.type, AMP_DTYPES[self.options.amp], enabled=self.options.amp != "off"):
-            embeddings = torch.cat([self.source.embedding(example) for example, _, _ in used])
+            embeddings = torch.cat([self.source.embedding(one.example) for one in drawn])
             logits, _ = decode_prompts(self.sam, embeddings, joined_prompts(prompts).to(device), SINGLE_MASK)
-        counts = [len(masks) for _, masks, _ in used]
+        counts = [len(one.masks) for one in drawn]
         alphas = self.probe.alpha(len(logits), device).split(counts)
         losses = []
-        for place, own, alpha, (_, masks, generator) in zip(
-            places, logits.float().split(counts), alphas, used, strict=True
-        ):
-            targets = masks[:, None].to(device, non_blocking=True).float()
-            losses.append(point_sampled_loss(own, targets, generator).sum())
+        for one, own, alpha in zip(drawn, logits.float().split(counts), alphas, strict=True):
+            targets = one.masks[:, None].to(device, non_blocking=True).float()
+            losses.append(point_sampled_loss(own, targets, one.generator).sum())
             small = torch.nn.functional.adaptive_avg_pool2d(targets, own.shape[-2:])
             sums = (losses[-1].detach(), mask_overlap(own, small).sum(), alpha.sum())
-            rows[place] = torch.stack([torch.full_like(sums[0], len(masks)), *sums])
-        self.scaler.scale(sum(losses[1:], start=losses[0])).backward()
-        return rows
+            rows[one.place] = torch.stack([torch.full_like(sums[0], len(one.masks)), *sums])
+        return losses
 
     def _chosen(self, masks: Tensor, generator: torch.Generator) -> Tensor:
         """The objects of a picture that this step takes."""
@@ -261,8 +276,3 @@ class PluginTrainer:
     def _digest(self) -> str:
         """The pictures' names, in their order, as a digest."""
         return hashlib.sha256("\n".join(sample.name for sample in self.source.samples).encode()).hexdigest()
-
-
-def _mixed(*numbers: int) -> int:
-    """One seed from several numbers."""
-    return int.from_bytes(json.dumps(numbers).encode().ljust(1), "big") % (2**61 - 1)

@@ -1,4 +1,4 @@
-"""RTS, the paper's robust training strategy: every step's prompts are of one kind, drawn at random."""
+"""RTS, the paper's robust training strategy: the prompts of each picture of a step are of one kind, drawn at random."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -24,8 +24,8 @@ class Scalars:
             return
         for key, name in NAMES.items():
             self.writer.add_scalar(name, record[key], record["step"])
-        if "alpha_1" in record:
-            self.writer.add_scalar(f"alpha_1/{record['kind']}", record["alpha_1"], record["step"])
+        for kind, alpha in record.get("alpha_1", {}).items():
+            self.writer.add_scalar(f"alpha_1/{kind}", alpha, record["step"])
 
     def close(self) -> None:
         """Write what is left."""

@@ -12,10 +12,9 @@ from stable_sam_cuda.modules import DeformableSampler
 from stable_sam_cuda.sam.lite import new_sam_lite
 from stable_sam_cuda.training.dataset import find_masked_images
 from stable_sam_cuda.training.embeddings import EmbeddingCache
-from stable_sam_cuda.training.loop import PluginTrainer, _mixed
+from stable_sam_cuda.training.loop import PluginTrainer
 from stable_sam_cuda.training.methods import ENCODER_METHODS, METHODS, install_method
 from stable_sam_cuda.training.options import TrainingOptions
-from stable_sam_cuda.training.rts import ROBUST, draw_kind
 from stable_sam_cuda.training.sources import CachedPictures, EncodedPictures
 
 WORKER = """
@@ -142,9 +141,7 @@ def _first_gradient(trainer):
 
 def _gradient_of(trainer, picture):
     trainer.optimizer.zero_grad(set_to_none=False)
-    seed = trainer.options.seed
-    kind = draw_kind(ROBUST, torch.Generator().manual_seed(_mixed(seed, trainer.step)))
-    (row,) = trainer._accumulate([(picture, trainer.source.example(picture))], kind)
+    (row,) = trainer._accumulate([(picture, trainer.source.example(picture))])
     return row[0], {name: parameter.grad.clone() for name, parameter in trainer.parameters.items()}
 
 

@@ -91,7 +91,7 @@ def test_run_leaves_plugin_record_log_and_curves(samples, tmp_path):
     curves = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
     curves.Reload()
     assert [event.value for event in curves.Scalars("loss")] == pytest.approx([line["loss"] for line in lines])
-    kinds = {line["kind"] for line in lines}
+    kinds = {kind for line in lines for kind in line["alpha_1"]}
     names = {"loss", "IoU", "learning rate", *(f"alpha_1/{kind}" for kind in kinds)}
     assert set(curves.Tags()["scalars"]) == names
 

@@ -14,10 +14,12 @@ from stable_sam_cuda.training.rts import PromptMix
 from stable_sam_cuda.training.schedule import cosine
 from stable_sam_cuda.training.sources import CachedPictures, EncodedPictures
 
-ALL_KINDS = ("gt_box", "one_point", "coarse_mask")
+ALL_KINDS = ("gt_box", "one_point", "coarse_mask", "mixed")
 
 
 def only(kind):
+    if kind == "mixed":
+        return PromptMix()
     return PromptMix(**{name: float(name == kind) for name in vars(PromptMix())})
 
 
@@ -71,7 +73,9 @@ def test_pictures_at_once_are_pictures_one_by_one(kind, start):
     assert len(set(counts)) > 1, counts
     together, again = gradients_and_record(start(mix=only(kind), objects=2, minimum_area=0.07, together=3))
     for key in ("loss", "iou", "alpha_1", "lr"):
-        assert again[key] == pytest.approx(record[key], rel=1e-4)
+        assert again[key] == pytest.approx(record[key], rel=1e-4), key
+    assert record["kinds"] == again["kinds"]
+    assert len(set(record["kinds"])) == (1 if kind != "mixed" else 3)
     for name, gradient in alone.items():
         torch.testing.assert_close(together[name], gradient, rtol=1e-3, atol=2e-5)
 
@@ -120,8 +124,10 @@ def test_record_names_kind_rate_and_what_the_router_does(start):
     trainer.run(records.append)
     assert [record["step"] for record in records] == [1, 2, 3, 4]
     assert [record["lr"] for record in records] == [1e-3 * cosine(step / 4) for step in range(4)]
-    assert all(0 < record["alpha_1"] < 1 for record in records)
-    assert {record["kind"] for record in records} <= set(vars(PromptMix()))
+    assert all(0 < alpha < 1 for record in records for alpha in record["alpha_1"].values())
+    drawn = [kind for record in records for kind in record["kinds"]]
+    assert len(drawn) == 16 and len(set(drawn)) > 1 and set(drawn) <= set(vars(PromptMix()))
+    assert all(record["alpha_1"].keys() == set(record["kinds"]) for record in records)
     assert not any(module._forward_hooks for module in trainer.sam.modules())
 
 
