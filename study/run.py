@@ -21,12 +21,11 @@ from safetensors import safe_open
 
 STUDY = Path(__file__).parent
 RECORDS = STUDY / "records"
-OCCLUSIONS = 300
-COMMON = {"split": "train", "exclude": ",".join(EXCLUDED), "epochs": 1, "occlusions": OCCLUSIONS}
+COMMON = {"split": "train", "exclude": ",".join(EXCLUDED), "epochs": 1, "occlusions": 100, "amp": "bf16"}
 KINDS = "gt_box,noisy_box,1_point,3_points"
 EVALUATIONS = {
-    "val": {"split": "val", "prompts": KINDS, "draws": 5, "every": 2},
-    "test": {"split": "test", "prompts": KINDS, "draws": 5, "every": 2},
+    "val": {"split": "val", "prompts": KINDS, "draws": 3, "every": 2},
+    "test": {"split": "test", "prompts": KINDS, "draws": 3, "every": 2},
 }
 
 
@@ -40,11 +39,8 @@ def flags(options: dict[str, object]) -> list[str]:
 
 
 def training_options(row: Row, seed: int) -> dict[str, object]:
-    """The options of ``stable-sam train`` for a row; few pictures need no occluded ones beside them."""
-    options = {**COMMON, **row.options, "seed": seed}
-    if "limit" in options:
-        options["occlusions"] = 0
-    return options
+    """The options of ``stable-sam train`` for a row."""
+    return {**COMMON, **row.options, "seed": seed}
 
 
 class Study:
