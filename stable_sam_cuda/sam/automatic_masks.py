@@ -56,9 +56,7 @@ class StableSamAutomaticMaskGenerator(SamAutomaticMaskGenerator):
             elif name in _COUNTS:
                 _check_count(name, value, _COUNTS[name])
         if (points_per_side is None) == (arguments.get("point_grids") is None):
-            raise ValueError(
-                "points_per_side: expected None with point_grids and a number without, got both or neither"
-            )
+            raise ValueError("points_per_side: expected a number, or None and point_grids, got both or neither")
         modes = ("binary_mask", "uncompressed_rle", "coco_rle")
         if (mode := arguments.get("output_mode", modes[0])) not in modes:
             raise ValueError(f"output_mode: expected one of {', '.join(modes)}, got {mode!r}")
