@@ -4,10 +4,14 @@ import torch
 
 
 def encoded(sam, kind, count=3, seed=0):
-    """Image embedding (1, C, H, W), and the prompt encoder's sparse and dense embeddings of ``count`` prompts."""
+    """Image embedding (1, C, H, W), and the prompt encoder's sparse and dense embeddings of ``count`` prompts.
+
+    ``kind`` is a name, or a number of points.
+    """
     generator = torch.Generator().manual_seed(seed)
     side = sam.prompt_encoder.input_image_size[0]
-    points = {"one-point": 1, "five-points": 5, "twelve-points": 12, "box-and-points": 3, "everything": 2}.get(kind)
+    named = {"one-point": 1, "five-points": 5, "twelve-points": 12, "box-and-points": 3, "everything": 2}
+    points = kind if isinstance(kind, int) else named.get(kind)
     corners = torch.rand(count, 2, generator=generator) * side / 2
     masks = torch.randn(count, 1, *sam.prompt_encoder.mask_input_size, generator=generator)
     with torch.no_grad():
