@@ -1,17 +1,20 @@
 """Stable-SAM's decoder and predictor on a CPU against plain SAM's: verified first, then timed in turns.
 
     python bench/cpu_decoder.py [--prompts 1 16 64] [--points 1] [--rounds 5] [--threads 2] [--compile] [--training]
+                                [--busy]
 
 All prompts are of one picture. "SAM" is segment_anything's own forward without a plugin; "SAM, compiled" that by
 torch.compile; "SAM, shared" the plain model by this package's decoder; then Stable-SAM by each path of the plugin's
-attention, of which a user gets the one that is marked. Ratios are to "SAM". With --training, a step of the plugin's
-training: decoder forward, and backward to the plugin's parameters; there is no plain SAM in that, so ratios are to the
-sampled path. Results: bench/results/cpu/<date>-<commit>-decoder.json.
+attention, of which the first lines printed tell what a user gets. Ratios are to "SAM". With --training, a step of the
+plugin's training: decoder forward, and backward to the plugin's parameters; there is no plain SAM in that, so ratios
+are to the sampled path. On a machine that has other work, --busy counts processor time, with one thread. Results:
+bench/results/cpu/<date>-<commit>-decoder.json.
 """
 
 import argparse
 import datetime
 import json
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
@@ -147,10 +150,12 @@ def verify(prompts: Prompts, contestants: dict[str, Contestant]) -> dict[str, fl
     return errors
 
 
-def compare(contestants: dict[str, Contestant], against: str, rounds: int, calls: int) -> list[dict[str, object]]:
+def compare(
+    contestants: dict[str, Contestant], against: str, rounds: int, calls: int, clock: Callable[[], float]
+) -> list[dict[str, object]]:
     """One row a contestant, printed too."""
     turns = {name: (lambda c=contestant: run(c)) for name, contestant in contestants.items()}
-    times = time_in_turns(turns, rounds, calls)
+    times = time_in_turns(turns, rounds, calls, clock)
     rows = []
     for name, milliseconds in times.items():
         facts = summary(times[against], milliseconds)
@@ -169,14 +174,22 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--compile", action="store_true", help="SAM by torch.compile, too")
     parser.add_argument("--training", action="store_true", help="a training step of the plugin, too")
+    parser.add_argument("--busy", action="store_true", help="processor time of one thread, in place of the clock's")
     parser.add_argument(
         "--out", type=Path, help="JSON file, in place of bench/results/cpu/<date>-<commit>-decoder.json"
     )
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    torch.set_num_threads(1 if options.busy else options.threads)
+    clock = time.process_time if options.busy else time.perf_counter
 
     record: dict[str, object] = {"date": f"{datetime.datetime.now(datetime.timezone.utc):%Y-%m-%dT%H:%MZ}"}
-    record |= {**machine(torch.device("cpu")), **cpu_facts(), "points": options.points, "results": []}
+    record |= {
+        **machine(torch.device("cpu")),
+        **cpu_facts(),
+        "points": options.points,
+        "clock": clock.__name__,
+        "results": [],
+    }
     for use, gradients in {"inference": False, "training": True}.items():
         record[f"path_for_{use}"] = choose_path("auto", torch.device("cpu"), torch.float32, gradients=gradients).value
         print(f"path for {use}: {record[f'path_for_{use}']}")
@@ -189,13 +202,14 @@ def main() -> None:
             errors = verify(prompts, decoders)
             print(f"\ndecoder, {count} prompts")
             rows = [
-                row | {"error": errors[row["contestant"]]} for row in compare(decoders, "SAM", options.rounds, calls)
+                row | {"error": errors[row["contestant"]]}
+                for row in compare(decoders, "SAM", options.rounds, calls, clock)
             ]
             print(f"predictor, {count} prompts")
-            results = {"decoder": rows, "predictor": compare(prompts.predictors(), "SAM", options.rounds, calls)}
+            results = {"decoder": rows, "predictor": compare(prompts.predictors(), "SAM", options.rounds, calls, clock)}
         if options.training:
             print(f"training step, {count} prompts")
-            results["training"] = compare(prompts.trainings(), "Stable-SAM, sampled", options.rounds, calls)
+            results["training"] = compare(prompts.trainings(), "Stable-SAM, sampled", options.rounds, calls, clock)
         record["results"] += [{"what": what, "prompts": count, **row} for what, rows in results.items() for row in rows]
     name = f"{record['date'][:10]}-{commit().rstrip('+')}-decoder.json"
     path = options.out or ROOT / "bench" / "results" / "cpu" / name
