@@ -2,30 +2,26 @@
 
     python bench/cpu_sampler.py [--batches 1 16] [--rounds 15] [--threads 2] [--no-compile]
 
-In every round each contestant has its turn, so a disturbance hits all of them, and the figure that counts is the
-ratio. A turn is a pause, in which the last contestant's threads go to sleep (torch.compile's code has a thread pool of
-its own, which spins for a while), two calls not timed, which bring the contestant's own data into the caches, and some
-that are. Memory is what a user has: the default allocator, fresh outputs every call, page faults included. Outputs are
-NaN-filled while verifying. Results: bench/results/cpu/<date>-<commit>.json.
+The figure that counts is the ratio of turns (`turns.py`). Memory is what a user has: the default allocator, fresh
+outputs every call, page faults included. Outputs are NaN-filled while verifying. Results:
+bench/results/cpu/<date>-<commit>.json.
 """
 
 import argparse
 import datetime
 import json
-import os
-import statistics
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 from sampler_providers import compiled_eager, eager
 from shapes import SamplerShape, channels_last
-from timing import ROOT, Sample, commit, machine
+from timing import ROOT, commit, machine
 from torch import Tensor
+from turns import cpu_facts, summary, time_in_turns
 
 import stable_sam_cuda
-from stable_sam_cuda import _extension
 from stable_sam_cuda.ops import reference
 
 OWN = "stable_sam_cuda"
@@ -95,27 +91,6 @@ def verify(all_contestants: dict[str, Contestant], shape: SamplerShape) -> dict[
     return errors
 
 
-def time_in_turns(
-    run: Callable[[Contestant, SamplerShape], list[Tensor]],
-    all_contestants: dict[str, Contestant],
-    shape: SamplerShape,
-    rounds: int,
-    calls: int,
-) -> dict[str, list[float]]:
-    """Milliseconds a call, of every round: the mean over the timed calls of a turn."""
-    times: dict[str, list[float]] = {name: [] for name in all_contestants}
-    for _ in range(rounds):
-        for name, contestant in all_contestants.items():
-            time.sleep(0.05)
-            for _ in range(2):
-                run(contestant, shape)
-            start = time.perf_counter()
-            for _ in range(calls):
-                run(contestant, shape)
-            times[name].append(1e3 * (time.perf_counter() - start) / calls)
-    return times
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16])
@@ -134,7 +109,8 @@ def main() -> None:
         errors = verify(all_contestants, shape)
         for mode, run in MODES.items():
             calls = max(1, 8 // batch)
-            times = time_in_turns(run, all_contestants, shape, options.rounds, calls)
+            turns = {name: partial(run, contestant, shape) for name, contestant in all_contestants.items()}
+            times = time_in_turns(turns, options.rounds, calls)
             print(f"\n{mode}, {shape}, {options.rounds} rounds of {calls}")
             for name, milliseconds in times.items():
                 result = summary(times[OWN], milliseconds) | {"errors": errors[name]}
@@ -150,30 +126,6 @@ def main() -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=1) + "\n")
     print(f"\n{path}")
-
-
-def summary(own_times: list[float], times: list[float]) -> dict[str, float]:
-    """Times of one contestant, and the median over rounds of its ratio to ours."""
-    sample = Sample.of(times)
-    ratios = [other / ours for other, ours in zip(times, own_times, strict=True)]
-    return {
-        "median_ms": sample.median,
-        "p20_ms": sample.p20,
-        "p80_ms": sample.p80,
-        "rounds": sample.runs,
-        "times_slower_than_own": statistics.median(ratios),
-    }
-
-
-def cpu_facts() -> dict[str, object]:
-    facts: dict[str, object] = {"instruction_set": _extension.cpu_instruction_set(), "load_average": os.getloadavg()}
-    facts["compiler"] = _extension.build_info().get("compiler")
-    for name, file in (("cpu", "/proc/cpuinfo"), ("huge_pages", "/sys/kernel/mm/transparent_hugepage/enabled")):
-        lines = Path(file).read_text().splitlines() if Path(file).exists() else []
-        if name == "cpu":
-            lines = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-        facts[name] = lines[0] if lines else None
-    return facts
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from stable_sam_cuda.functional import deformable_attention, deformable_sample, 
 from stable_sam_cuda.modules import DeformableSampler, DynamicRouter, OffsetNetwork
 
 if TYPE_CHECKING:
+    from stable_sam_cuda.sam.automatic_masks import StableSamAutomaticMaskGenerator
     from stable_sam_cuda.sam.build import load_sam
     from stable_sam_cuda.sam.plugin_io import load_plugin, plugin_state_dict, save_plugin
     from stable_sam_cuda.sam.predictor import StableSamPredictor
@@ -24,6 +25,7 @@ __version__ = "0.1.0"
 # Imported on first use: segment_anything needs torchvision, which the operations do without.
 _SAM_NAMES = frozenset(
     {
+        "StableSamAutomaticMaskGenerator",
         "StableSamPredictor",
         "load_plugin",
         "load_sam",
@@ -42,6 +44,7 @@ __all__ = [
     "DynamicRouter",
     "MissingBackendWarning",
     "OffsetNetwork",
+    "StableSamAutomaticMaskGenerator",
     "StableSamPredictor",
     "UnfusedAttentionWarning",
     "backends",

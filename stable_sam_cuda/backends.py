@@ -158,21 +158,52 @@ def choose(requested: Backend | str, device: torch.device, dtype: torch.dtype) -
     return Backend.REFERENCE
 
 
-def choose_for_attention(requested: Backend | str, device: torch.device, dtype: torch.dtype) -> tuple[Backend, bool]:
-    """As `choose`, and whether that backend has the fused kernel; ``auto`` prefers one that has it.
+def find_for_attention(requested: Backend | str, device: torch.device, dtype: torch.dtype) -> Backend | None:
+    """The backend whose fused attention serves these tensors: that asked for, by ``auto`` the first that has it.
 
-    Where it has not, one `UnfusedAttentionWarning` says so. The reference counts as fused: it is what was asked for.
+    None where there is no such kernel. The reference counts as fused where it was asked for by name.
 
     Raises:
         As `choose`.
     """
+    return _find(_FUSES_ATTENTION, requested, device, dtype)
+
+
+def find_for_offset_head(requested: Backend | str, device: torch.device, dtype: torch.dtype) -> Backend | None:
+    """The backend whose offset head serves these tensors, as `find_for_attention` finds one.
+
+    Raises:
+        As `choose`.
+    """
+    return _find(_HAS_OFFSET_HEAD, requested, device, dtype)
+
+
+def _find(
+    has_kernels: dict[Backend, bool], requested: Backend | str, device: torch.device, dtype: torch.dtype
+) -> Backend | None:
     chosen = choose(requested, device, dtype)
-    if chosen is Backend.REFERENCE or _FUSES_ATTENTION[chosen]:
+    if parse(requested) is not Backend.AUTO:
+        return chosen if chosen is Backend.REFERENCE or has_kernels[chosen] else None
+    for candidate in _AUTO_CANDIDATES.get(device.type, ()):
+        if dtype in _SUPPORTED_DTYPES[candidate] and _UNAVAILABLE[candidate] is None and has_kernels[candidate]:
+            return candidate
+    return None
+
+
+def choose_for_attention(requested: Backend | str, device: torch.device, dtype: torch.dtype) -> tuple[Backend, bool]:
+    """As `choose`, and whether that backend has the fused kernel; ``auto`` prefers one that has it.
+
+    Where it has not, one `UnfusedAttentionWarning` says so. The reference counts as fused: it computes the same.
+
+    Raises:
+        As `choose`.
+    """
+    fused = find_for_attention(requested, device, dtype)
+    if fused is not None:
+        return fused, True
+    chosen = choose(requested, device, dtype)
+    if chosen is Backend.REFERENCE:
         return chosen, True
-    if parse(requested) is Backend.AUTO:
-        for other in _AUTO_CANDIDATES[device.type]:
-            if dtype in _SUPPORTED_DTYPES[other] and _UNAVAILABLE[other] is None and _FUSES_ATTENTION[other]:
-                return other, True
     warn_unfused(f"backend {chosen.value!r} has no fused kernel for it")
     return chosen, False
 
@@ -183,19 +214,16 @@ def choose_for_offset_head(requested: Backend | str, device: torch.device, dtype
     Raises:
         As `choose`.
     """
-    chosen = choose(requested, device, dtype)
-    if _HAS_OFFSET_HEAD[chosen]:
-        return chosen
+    found = find_for_offset_head(requested, device, dtype)
+    if found is not None:
+        return found
+    if parse(requested) is Backend.AUTO:
+        return Backend.REFERENCE
     others = [other for other in _AUTO_CANDIDATES.get(device.type, ()) if _HAS_OFFSET_HEAD[other]]
-    if parse(requested) is not Backend.AUTO:
-        names = ", ".join(repr(other.value) for other in (*others, Backend.REFERENCE))
-        raise BackendUnavailableError(
-            f"backend {chosen.value!r} has no kernels for offset_head; expected one of {names}"
-        )
-    for other in others:
-        if dtype in _SUPPORTED_DTYPES[other] and _UNAVAILABLE[other] is None:
-            return other
-    return Backend.REFERENCE
+    names = ", ".join(repr(other.value) for other in (*others, Backend.REFERENCE))
+    raise BackendUnavailableError(
+        f"backend {parse(requested).value!r} has no kernels for offset_head; expected one of {names}"
+    )
 
 
 def warn_unfused(reason: str) -> None:

@@ -53,6 +53,10 @@ DECODER_GRADIENTS = {
     torch.float32: Tolerance(1e-5, 1e-4),
 }
 
+# offset_head: as above, its norm's division by a standard deviation that may be small included.
+HEAD_FORWARD = FORWARD | {torch.float64: Tolerance(1e-12, 1e-12)}
+HEAD_BACKWARD = BACKWARD | {torch.float64: Tolerance(1e-12, 1e-11)}
+
 
 # sampled_attention: kernels of the half types round u, the probabilities and their gradients to the dtype before they
 # multiply. For logits of size s an error of one unit in the last place, 2**-11 or 2**-8, of u is one of s units in the

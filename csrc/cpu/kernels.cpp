@@ -2,6 +2,8 @@
 // with STABLE_SAM_INSTRUCTION_SET naming it.
 #include <type_traits>
 
+#include "head_backward.h"
+#include "head_forward.h"
 #include "sample_backward.h"
 #include "sample_forward.h"
 
@@ -24,6 +26,12 @@ const Kernels kKernels = {
     STABLE_SAM_FOR_EACH_TYPE(gather_rows),
     STABLE_SAM_FOR_EACH_TYPE(finish_rows),
     STABLE_SAM_FOR_EACH_TYPE(reduce_alpha),
+    {
+        STABLE_SAM_FOR_EACH_TYPE(prepare_head),
+        STABLE_SAM_FOR_EACH_TYPE(head_forward),
+        STABLE_SAM_FOR_EACH_TYPE(head_backward),
+        STABLE_SAM_FOR_EACH_TYPE(reduce_head_gradients),
+    },
 };
 
 }  // namespace STABLE_SAM_INSTRUCTION_SET

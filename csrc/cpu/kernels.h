@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "../sampling_shape.h"
+#include "head_calls.h"
 
 namespace stable_sam {
 
@@ -60,6 +61,7 @@ struct Kernels {
   BackwardKernel gather[4];
   BackwardKernel finish[4];
   BackwardKernel reduce[4];
+  HeadKernels head;
 };
 
 // The table for the best instruction set this processor has.

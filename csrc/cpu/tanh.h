@@ -3,30 +3,10 @@
 
 #include <cmath>
 
-#include "vector.h"
+#include "exponential.h"
 
 namespace stable_sam {
 namespace {
-
-inline Vector<float> choose(Words condition, Vector<float> yes, Vector<float> no) {
-  return std::bit_cast<Vector<float>>(choose(condition, std::bit_cast<Words>(yes), std::bit_cast<Words>(no)));
-}
-
-// e^x for x in [0, 20]: 2^n e^r with |r| <= ln(2) / 2 and ln(2) in two parts; polynomial of Cephes' expf.
-inline Vector<float> exp_of_lanes(Vector<float> x) {
-  const Vector<float> round_bias = Vector<float>{} + 0x1.8p23f;  // adding it leaves the nearest integer in the low bits
-  const Vector<float> biased = x * 1.44269504f + round_bias;
-  const Vector<float> n = biased - round_bias;
-  const Vector<float> r = x - n * 0.693359375f + n * 2.12194440e-4f;
-  Vector<float> polynomial = r * 1.9875691500e-4f + 1.3981999507e-3f;
-  polynomial = polynomial * r + 8.3334519073e-3f;
-  polynomial = polynomial * r + 4.1665795894e-2f;
-  polynomial = polynomial * r + 1.6666665459e-1f;
-  polynomial = polynomial * r + 5.0000001201e-1f;
-  const Vector<float> fraction = polynomial * r * r + r + 1.0f;
-  const Words exponent = std::bit_cast<Words>(biased) << 23;
-  return std::bit_cast<Vector<float>>(std::bit_cast<Words>(fraction) + exponent);
-}
 
 // Within two units in the last place. Below 0.625 an odd polynomial (Cephes' tanhf), above 1 - 2 / (e^2|x| + 1),
 // which is 1 from 10 on; NaN stays NaN.
@@ -42,7 +22,7 @@ inline Vector<float> tanh_of_lanes(Vector<float> x) {
 
   const Vector<float> ten = Vector<float>{} + 10.0f;
   const Vector<float> bounded = choose(std::bit_cast<Words>(magnitude < ten), magnitude, ten);
-  const Vector<float> large = 1.0f - 2.0f / (exp_of_lanes(bounded + bounded) + 1.0f);
+  const Vector<float> large = 1.0f - 2.0f / (exp_of_bounded_lanes(bounded + bounded) + 1.0f);
   const Words result = std::bit_cast<Words>(choose(std::bit_cast<Words>(magnitude < 0.625f), small, large)) | sign;
   return choose(std::bit_cast<Words>(x == x), std::bit_cast<Vector<float>>(result), x);
 }

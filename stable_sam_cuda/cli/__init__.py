@@ -1,6 +1,7 @@
 """The command line ``stable-sam``: one file a verb, one line here for each."""
 
 from stable_sam_cuda.cli.application import app
+from stable_sam_cuda.cli.automask import automask
 from stable_sam_cuda.cli.doctor import doctor
 from stable_sam_cuda.cli.evaluate import evaluate
 from stable_sam_cuda.cli.options import PromptCommand
@@ -10,6 +11,7 @@ from stable_sam_cuda.cli.train import train
 __all__ = ["app"]
 
 app.command(cls=PromptCommand)(segment)
+app.command()(automask)
 app.command()(train)
 app.command()(evaluate)
 app.command()(doctor)

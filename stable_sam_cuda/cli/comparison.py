@@ -11,7 +11,9 @@ from PIL import Image
 from segment_anything.modeling import Sam
 
 from stable_sam_cuda.cli.prompts import ObjectPrompt
+from stable_sam_cuda.modules.attention import AttentionPath
 from stable_sam_cuda.sam import StableSamPredictor, plugin_of, stabilize
+from stable_sam_cuda.sam.stable_block import stable_block_of
 
 T = TypeVar("T")
 
@@ -29,7 +31,7 @@ class Comparison:
     """Predictions of both models, one an object, and milliseconds: ``encoder``, ``sam_decoder``, ``stable_decoder``.
 
     ``stable`` is None where no plugin was asked for. ``offsets`` are the plugin's raw offsets, (2, H, W) an object, and
-    ``max_offset`` its s_p.
+    ``max_offset`` its s_p. ``attention`` is the path of the plugin's attention, "fused" or "sampled".
     """
 
     sam: list[Prediction]
@@ -37,6 +39,7 @@ class Comparison:
     milliseconds: dict[str, float]
     offsets: list[np.ndarray] = field(default_factory=list)
     max_offset: float = 0.0
+    attention: str | None = None
 
     @property
     def best(self) -> list[Prediction]:
@@ -86,4 +89,15 @@ def compare_models(
     hook = sampler.offset_network.register_forward_hook(lambda _, __, out: offsets.extend(out[1].float().cpu().numpy()))
     stable, milliseconds["stable_decoder"] = timed(decode, predictor.device)
     hook.remove()
-    return Comparison(plain, stable, milliseconds, offsets, sampler.max_offset)
+    return Comparison(plain, stable, milliseconds, offsets, sampler.max_offset, attention_path(sam, prompts[0]))
+
+
+@torch.no_grad()
+def attention_path(sam: Sam, prompt: ObjectPrompt) -> str:
+    """The path by which a stabilised SAM's plugin attends for prompts of this kind."""
+    decoder = sam.mask_decoder
+    # A box is two tokens; points without one are followed by SAM's padding point.
+    tokens = 1 + decoder.num_mask_tokens + len(prompt.points) + (1 if prompt.box is None else 2)
+    queries = decoder.iou_token.weight.new_zeros((1, tokens, decoder.transformer_dim))
+    fused = stable_block_of(sam).attends_fused(queries)
+    return (AttentionPath.FUSED if fused else AttentionPath.SAMPLED).value

@@ -2,7 +2,8 @@
 
 import json
 import warnings
-from typing import Annotated, Any
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
 
 import torch
 import typer
@@ -12,9 +13,12 @@ from rich.text import Text
 
 from stable_sam_cuda import _extension, backends
 from stable_sam_cuda.cli.machine import build_tools, cuda_devices, machine_facts, package_versions
+from stable_sam_cuda.modules.attention import choose_path
 from stable_sam_cuda.sam.download import REMOTE_CHECKPOINTS, checkpoint_folder
 from stable_sam_cuda.sam.lite import SHIPPED_CHECKPOINT
 from stable_sam_cuda.sam.plugin_io import shipped_plugins
+
+T = TypeVar("T")
 
 
 def backend_states() -> dict[str, dict[str, Any]]:
@@ -24,14 +28,28 @@ def backend_states() -> dict[str, dict[str, Any]]:
     return {name: {"available": reason is None, "reason": reason} for name, reason in reasons.items()}
 
 
-def auto_choices() -> dict[str, str | None]:
-    """Device -> the backend that ``auto`` takes for float32 there; None where there is no such device."""
+def per_device(choose: Callable[[torch.device], T]) -> dict[str, T | None]:
+    """Device -> what is chosen there; None where there is no such device."""
+    there = {"cpu": True, "cuda": torch.cuda.is_available()}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", backends.MissingBackendWarning)  # the table says the same
-        return {
-            device: backends.choose("auto", torch.device(device), torch.float32).value if there else None
-            for device, there in {"cpu": True, "cuda": torch.cuda.is_available()}.items()
+        return {name: choose(torch.device(name)) if found else None for name, found in there.items()}
+
+
+def auto_choices() -> dict[str, str | None]:
+    """Device -> the backend that ``auto`` takes for float32 there."""
+    return per_device(lambda device: backends.choose("auto", device, torch.float32).value)
+
+
+def attention_paths() -> dict[str, dict[str, str] | None]:
+    """Device -> the path of the plugin's attention there, for inference and for training."""
+    uses = {"inference": False, "training": True}
+    return per_device(
+        lambda device: {
+            use: choose_path("auto", device, torch.float32, gradients=gradients).value
+            for use, gradients in uses.items()
         }
+    )
 
 
 def weight_states() -> dict[str, dict[str, Any]]:
@@ -50,6 +68,7 @@ def examine() -> dict[str, Any]:
         "cuda_devices": cuda_devices(),
         "backends": backend_states(),
         "auto": auto_choices(),
+        "attention": attention_paths(),
         "cpu_instruction_set": _extension.cpu_instruction_set(),
         "build": _extension.build_info(),
         "weights": weight_states(),
@@ -93,12 +112,17 @@ def tables(record: dict[str, Any]) -> list[Table]:
     compiled_by = {name: record["build"][name] for name in ("compiler", "architecture") if name in record["build"]}
     running = {"CPU kernels run with": record["cpu_instruction_set"] or "none: the library is not loaded"}
     auto = {f"auto on {name}": choice or "no such device" for name, choice in record["auto"].items()}
+    paths = {
+        name: uses and ", ".join(f"{path} for {use}" for use, path in uses.items())
+        for name, uses in record["attention"].items()
+    }
+    attention = {f"attention on {name}": path or "no such device" for name, path in paths.items()}
     states = record["backends"].items()
     return [
         table("Versions", record["versions"]),
         table("Machine", record["machine"] | record["tools"] | (devices or {"cuda devices": "torch sees none"})),
         table("Compiled", (built or {"libraries": "none: built with STABLE_SAM_BUILD=none"}) | compiled_by | running),
-        table("Backends", {n: yes_or_no(s["available"], s["reason"] or "") for n, s in states} | auto),
+        table("Backends", {n: yes_or_no(s["available"], s["reason"] or "") for n, s in states} | auto | attention),
         table("Weights", {n: yes_or_no(s["found"], s["path"]) for n, s in record["weights"].items()}),
         table("Plugins", record["plugins"] or {"plugins": "none is shipped"}),
     ]

@@ -1,10 +1,12 @@
-"""Options that take several words and may be repeated, which typer itself has not."""
+"""What several verbs' options share, and options of several words that may be repeated, which typer itself has not."""
 
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from typer import Context
 from typer.core import TyperCommand
+
+NO_PLUGIN = "none"
 
 
 def join_words(arguments: Sequence[str], word_counts: Mapping[str, int]) -> list[str]:

@@ -13,13 +13,12 @@ from stable_sam_cuda import backends
 from stable_sam_cuda.cli.comparison import Comparison, Prediction, compare_models, timed
 from stable_sam_cuda.cli.errors import explain_user_errors
 from stable_sam_cuda.cli.machine import package_versions, pick_device
+from stable_sam_cuda.cli.options import NO_PLUGIN
 from stable_sam_cuda.cli.output import Outputs
 from stable_sam_cuda.cli.prompts import ObjectPrompt, make_prompts
 from stable_sam_cuda.picture import read_picture
 from stable_sam_cuda.sam import load_sam
 from stable_sam_cuda.visualize import Panel, compare, draw_sampling_points
-
-NO_PLUGIN = "none"
 
 
 def numbered(count: int, index: int) -> str:
@@ -142,6 +141,7 @@ def segment(
             "plugin": plugin,
             "device": str(where),
             "backend": chosen and chosen.value,
+            "attention": comparison.attention,
             "multimask": multimask,
             "objects": write_masks(outputs, stem, comparison, prompts),
             "overlay": f"{stem}_overlay.png",

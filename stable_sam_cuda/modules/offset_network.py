@@ -4,7 +4,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stable_sam_cuda.backends import Backend, find_for_offset_head
+from stable_sam_cuda.functional import offset_head
+from stable_sam_cuda.modules.plain_module import is_plain
 from stable_sam_cuda.modules.validation import require_integer
+from stable_sam_cuda.ops.autocast import autocast_dtype
 
 NORM_EPSILON = 1e-6
 
@@ -40,13 +44,24 @@ class OffsetNetwork(nn.Module):
         self.pointwise.weight.zero_()
         self.pointwise.bias.zero_()
 
-    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, features: Tensor, backend: Backend | str = Backend.AUTO) -> tuple[Tensor, Tensor]:
         """Features (B, C, H, W) -> projected features x* (B, C, H, W) and raw offsets (B, 2, H, W).
 
-        Offsets are before tanh; channel 0 is x, channel 1 is y.
+        Offsets are before tanh; channel 0 is x, channel 1 is y. By `offset_head` where the backend has kernels for it.
         """
         projected = self.projection(features)
+        serving = find_for_offset_head(backend, projected.device, autocast_dtype(projected))
+        if serving is not None and self._head_is_plain():
+            parameters = [p for layer in self._head() for p in (layer.weight, layer.bias)]
+            return projected, offset_head(projected, *parameters, eps=self.norm.eps, backend=serving)
         hidden = F.gelu(self.norm(self.depthwise(projected).permute(0, 2, 3, 1)))
         # As a matrix product the two-channel convolution is several times faster on a CPU.
         offsets = F.linear(hidden, self.pointwise.weight.flatten(1), self.pointwise.bias)
         return projected, offsets.permute(0, 3, 1, 2)
+
+    def _head(self) -> tuple[nn.Module, ...]:
+        return self.depthwise, self.norm, self.pointwise
+
+    def _head_is_plain(self) -> bool:
+        """Whether the layers' parameters say what they compute: no hooks, no layers of another class in their place."""
+        return all(map(is_plain, self._head(), (nn.Conv2d, nn.LayerNorm, nn.Conv2d)))

@@ -98,7 +98,7 @@ class DeformableSampler(nn.Module):
         """
         self._check(image_features, output_token)
         features = image_features.contiguous(memory_format=torch.channels_last)
-        projected, offsets = self.offset_network(features)
+        projected, offsets = self.offset_network(features, self.backend)
         alpha = None if self.router is None else self.router(output_token)
         modulated = self.amplitude_head is not None
         return deformable_sample(

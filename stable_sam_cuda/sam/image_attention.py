@@ -20,7 +20,7 @@ import torch
 from segment_anything.modeling.transformer import Attention
 from torch import Tensor, nn
 
-from stable_sam_cuda.sam.plain_module import all_plain, is_plain
+from stable_sam_cuda.modules.plain_module import all_plain, is_plain
 
 
 class Projected(NamedTuple):

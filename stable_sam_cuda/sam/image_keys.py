@@ -10,8 +10,8 @@ from segment_anything.modeling.prompt_encoder import PositionEmbeddingRandom
 from segment_anything.modeling.transformer import TwoWayAttentionBlock
 from torch import Tensor
 
+from stable_sam_cuda.modules.plain_module import is_plain
 from stable_sam_cuda.sam.image_attention import Projected, can_fold
-from stable_sam_cuda.sam.plain_module import is_plain
 
 
 class BlockPosition(NamedTuple):

@@ -42,6 +42,11 @@ class StableSamPredictor(SamPredictor):
         """
         if image_format not in ("RGB", "BGR"):
             raise ValueError(f"image_format: expected 'RGB' or 'BGR', got {image_format!r}")
+        self.check_image(image)
+        super().set_image(image, image_format)
+
+    def check_image(self, image: NDArray[np.uint8]) -> None:
+        """TypeError or ValueError unless `set_image` can take the picture."""
         if not isinstance(image, np.ndarray):
             raise TypeError(f"image: expected a numpy array (H, W, 3) of uint8, got {type(image).__name__}")
         if image.ndim != 3 or image.shape[2] != 3:
@@ -51,7 +56,6 @@ class StableSamPredictor(SamPredictor):
             raise TypeError(f"image: expected uint8 values from 0 to 255, got {image.dtype}")
         if min(image.shape[:2]) == 0 or min(self.transform.get_preprocess_shape(*image.shape[:2], self._side())) == 0:
             raise ValueError(f"image: expected a picture that keeps a pixel at {self._side()} px, got {image.shape}")
-        super().set_image(image, image_format)
 
     @torch.no_grad()
     def set_torch_image(self, transformed_image: Tensor, original_image_size: tuple[int, ...]) -> None:

@@ -10,9 +10,9 @@ from segment_anything.modeling import MaskDecoder, Sam, TwoWayTransformer
 from segment_anything.modeling.transformer import TwoWayAttentionBlock
 from torch import Tensor, nn
 
+from stable_sam_cuda.modules.plain_module import is_plain
 from stable_sam_cuda.sam.image_attention import Projected, add_attention_to_tokens, attend_to_image
 from stable_sam_cuda.sam.image_keys import BlockPosition, Position, dense_pe, position_of, project_image
-from stable_sam_cuda.sam.plain_module import is_plain
 from stable_sam_cuda.sam.stable_block import OUTPUT_TOKEN_INDEX, StableTwoWayAttentionBlock, attend_among_tokens
 from stable_sam_cuda.sam.upscaling import mask_logits
 
@@ -151,11 +151,14 @@ def _block(
     """`TwoWayAttentionBlock.forward`, or that of a stabilised block."""
     tokens = attend_among_tokens(block, tokens, token_pe)
 
-    seen = features
-    if isinstance(block, StableTwoWayAttentionBlock):
-        seen = block.calibrate(features, output_token=tokens[:, OUTPUT_TOKEN_INDEX])
-    to_image = block.cross_attn_token_to_image
-    attended = _attend(to_image, tokens + token_pe, seen, encoding, position.keys, projected)
+    queries, output_token = tokens + token_pe, tokens[:, OUTPUT_TOKEN_INDEX]
+    stable = isinstance(block, StableTwoWayAttentionBlock)
+    if stable and block.attends_fused(queries):
+        attended = block.attend_fused(queries, features, encoding, output_token)
+    else:
+        seen = block.calibrate(features, output_token) if stable else features
+        to_image = block.cross_attn_token_to_image
+        attended = _attend(to_image, queries, seen, encoding, position.keys, projected)
     tokens = block.norm2(tokens + attended)
 
     tokens = block.norm3(tokens + block.mlp(tokens))

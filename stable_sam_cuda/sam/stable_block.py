@@ -7,6 +7,8 @@ from segment_anything.modeling.transformer import TwoWayAttentionBlock
 from torch import Tensor
 
 from stable_sam_cuda.modules import DeformableSampler
+from stable_sam_cuda.modules.attention import AttentionPath, AttentionWeights, attend_fused, path_of
+from stable_sam_cuda.sam.image_attention import can_fold
 
 # SAM's queries are [IoU token, mask token 0 .. 3, prompt tokens]. The paper routes by "the output token" and leaves
 # open which one where SAM returns three masks; the first mask token, that of single-mask output, is taken for all.
@@ -39,8 +41,12 @@ class StableTwoWayAttentionBlock(TwoWayAttentionBlock):
         """
         queries = attend_among_tokens(self, queries, query_pe)
 
-        calibrated = self.calibrate(keys, output_token=queries[:, OUTPUT_TOKEN_INDEX])
-        attended = self.cross_attn_token_to_image(q=queries + query_pe, k=calibrated + key_pe, v=calibrated)
+        output_token, placed = queries[:, OUTPUT_TOKEN_INDEX], queries + query_pe
+        if self.attends_fused(placed):
+            attended = self.attend_fused(placed, keys, key_pe, output_token)
+        else:
+            calibrated = self.calibrate(keys, output_token)
+            attended = self.cross_attn_token_to_image(q=placed, k=calibrated + key_pe, v=calibrated)
         queries = self.norm2(queries + attended)
 
         queries = self.norm3(queries + self.mlp(queries))
@@ -48,15 +54,34 @@ class StableTwoWayAttentionBlock(TwoWayAttentionBlock):
         attended = self.cross_attn_image_to_token(q=keys + key_pe, k=queries + query_pe, v=queries)
         return queries, self.norm4(keys + attended)
 
+    def attends_fused(self, queries: Tensor) -> bool:
+        """Whether `attend_fused` serves these queries (B, T, C), from plain modules and by a backend that can."""
+        return can_fold(self.cross_attn_token_to_image) and path_of(self.plugin, queries) is AttentionPath.FUSED
+
+    def attend_fused(self, queries: Tensor, keys: Tensor, key_pe: Tensor, output_token: Tensor) -> Tensor:
+        """The token-to-image attention over calibrated keys, for queries (B, T, C) with their encoding: (B, T, C).
+
+        keys and key_pe: (B or 1, H * W, C).
+        """
+        attention = self.cross_attn_token_to_image
+        layers = (attention.q_proj, attention.k_proj, attention.v_proj, attention.out_proj)
+        parameters = (parameter for layer in layers for parameter in (layer.weight, layer.bias))
+        weights = AttentionWeights(*parameters, num_heads=attention.num_heads)
+        return attend_fused(self.plugin, weights, queries, _as_map(keys), _as_map(key_pe), output_token)
+
     def calibrate(self, keys: Tensor, output_token: Tensor) -> Tensor:
-        """The plugin's features for keys (B, H * W, C): (B, H * W, C). Both changes of shape are views."""
-        side = math.isqrt(keys.shape[1])
-        if side * side != keys.shape[1]:
-            raise ValueError(
-                f"keys: expected a square image embedding, as SAM's square input gives, got {keys.shape[1]} locations"
-            )
-        features = keys.transpose(1, 2).unflatten(2, (side, side))
-        return self.plugin(features, output_token).flatten(2).transpose(1, 2)
+        """The plugin's features for keys (B, H * W, C): (B, H * W, C)."""
+        return self.plugin(_as_map(keys), output_token).flatten(2).transpose(1, 2)
+
+
+def _as_map(locations: Tensor) -> Tensor:
+    """(B, H * W, C) -> (B, C, H, W), a view in channels-last memory."""
+    side = math.isqrt(locations.shape[1])
+    if side * side != locations.shape[1]:
+        raise ValueError(
+            f"keys: expected a square image embedding, as SAM's square input gives, got {locations.shape[1]} locations"
+        )
+    return locations.transpose(1, 2).unflatten(2, (side, side))
 
 
 def attend_among_tokens(block: TwoWayAttentionBlock, queries: Tensor, query_pe: Tensor) -> Tensor:

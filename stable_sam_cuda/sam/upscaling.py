@@ -11,7 +11,7 @@ from segment_anything.modeling.common import LayerNorm2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stable_sam_cuda.sam.plain_module import is_plain
+from stable_sam_cuda.modules.plain_module import is_plain
 from stable_sam_cuda.sam.pointwise import pointwise_linear
 
 UPSCALING = (nn.ConvTranspose2d, LayerNorm2d, nn.GELU, nn.ConvTranspose2d, nn.GELU)

@@ -7,6 +7,7 @@ from typer.testing import CliRunner
 
 from stable_sam_cuda import backends
 from stable_sam_cuda.cli import app
+from stable_sam_cuda.modules.attention import choose_path
 
 
 def run(*arguments: str) -> str:
@@ -25,6 +26,10 @@ def test_json_agrees_with_the_backends() -> None:
         assert state["available"] or state["reason"]
     assert record["auto"]["cpu"] == backends.choose("auto", torch.device("cpu"), torch.float32).value
     assert (record["auto"]["cuda"] is None) == (not torch.cuda.is_available())
+    assert record["attention"]["cpu"] == {
+        use: choose_path("auto", torch.device("cpu"), torch.float32, gradients=gradients).value
+        for use, gradients in {"inference": False, "training": True}.items()
+    }
     assert len(record["cuda_devices"]) == torch.cuda.device_count()
     assert set(record["weights"]) == {"sam_lite", "vit_b", "vit_l", "vit_h"}
     assert set(record["build"]["libraries"]) == {"_ops_cpu", "_ops_cuda"}
@@ -32,7 +37,18 @@ def test_json_agrees_with_the_backends() -> None:
 
 def test_tables_name_everything() -> None:
     text = run("doctor")
-    for word in ("torch", "nvcc", "c++", "_ops_cpu", "_ops_cuda", "reference", "auto on cpu", "sam_lite", "vit_h"):
+    for word in (
+        "torch",
+        "nvcc",
+        "c++",
+        "_ops_cpu",
+        "_ops_cuda",
+        "reference",
+        "auto on cpu",
+        "attention on cpu",
+        "sam_lite",
+        "vit_h",
+    ):
         assert word in text
 
 

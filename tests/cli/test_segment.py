@@ -15,6 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from stable_sam_cuda.cli import app
+from stable_sam_cuda.modules.attention import choose_path
 from stable_sam_cuda.sam import StableSamPredictor, load_sam, stabilize
 
 BOX = ["--box", "20", "30", "150", "120"]
@@ -78,6 +79,7 @@ def test_one_box_writes_mask_overlay_and_record(
     assert record["image_size"] == {"width": 200, "height": 150}
     assert (record["model"], record["plugin"], record["device"]) == ("sam_lite", str(plugin), "cpu")
     assert record["backend"] in ("cpu", "reference")
+    assert record["attention"] == choose_path("auto", torch.device("cpu"), torch.float32).value
     assert set(record["timings_ms"]) == {"model_loading", "encoder", "sam_decoder", "stable_decoder"}
     assert all(value > 0 for value in record["timings_ms"].values())
     assert record["versions"]["torch"] is not None
@@ -118,7 +120,7 @@ def test_without_a_plugin_it_is_plain_sam(segment: Segment, out: Path) -> None:
     result = segment(*BOX, "--plugin", "none")
     assert result.exit_code == 0, result.output
     record = json.loads((out / "photo.json").read_text())
-    assert record["plugin"] == "none" and record["backend"] is None
+    assert record["plugin"] == "none" and record["backend"] is None and record["attention"] is None
     assert "stable_decoder" not in record["timings_ms"]
     mask = record["objects"][0]["masks"][0]
     assert mask["score"] == mask["sam_score"]
@@ -130,7 +132,9 @@ def test_the_reference_backend_gives_the_same_mask(segment: Segment, tmp_path: P
     for backend in ("auto", "reference"):
         result = segment(*BOX, "--backend", backend, out=tmp_path / backend)
         assert result.exit_code == 0, result.output
-        scores[backend] = json.loads((tmp_path / backend / "photo.json").read_text())["objects"][0]["masks"][0]["score"]
+        record = json.loads((tmp_path / backend / "photo.json").read_text())
+        scores[backend] = record["objects"][0]["masks"][0]["score"]
+    assert record["attention"] == "fused"
     assert scores["auto"] == pytest.approx(scores["reference"], abs=1e-4)
 
 

@@ -4,6 +4,7 @@ from copy import deepcopy
 
 import pytest
 import torch
+from decoder_inputs import encoded
 from segment_anything.modeling import MaskDecoder
 from tolerances import DECODER, DECODER_GRADIENTS, assert_matches
 
@@ -13,25 +14,6 @@ from stable_sam_cuda.training.decoding import PromptBatch, decode_prompts
 from stable_sam_cuda.training.methods import install_method
 
 KINDS = ("one-point", "five-points", "twelve-points", "box", "box-and-points", "mask", "everything")
-
-
-def encoded(sam, kind, count=3, seed=0):
-    """Image embedding (1, C, H, W), and the prompt encoder's sparse and dense embeddings of ``count`` prompts."""
-    generator = torch.Generator().manual_seed(seed)
-    side = sam.prompt_encoder.input_image_size[0]
-    points = {"one-point": 1, "five-points": 5, "twelve-points": 12, "box-and-points": 3, "everything": 2}.get(kind)
-    corners = torch.rand(count, 2, generator=generator) * side / 2
-    masks = torch.randn(count, 1, *sam.prompt_encoder.mask_input_size, generator=generator)
-    with torch.no_grad():
-        sparse, dense = sam.prompt_encoder(
-            points=points and (torch.rand(count, points, 2, generator=generator) * side, torch.ones(count, points)),
-            boxes=torch.cat([corners, corners + side / 3], 1)
-            if kind in ("box", "box-and-points", "everything")
-            else None,
-            masks=masks if kind in ("mask", "everything") else None,
-        )
-    image = torch.randn(1, 256, *sam.prompt_encoder.image_embedding_size, generator=generator)
-    return image, sparse, dense
 
 
 def sams_own(sam, image, sparse, dense, masks=ALL_MASKS):

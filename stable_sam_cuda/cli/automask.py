@@ -1,0 +1,165 @@
+"""``stable-sam automask``: a photograph in; masks of everything in it, an overlay and a record out."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from PIL import Image
+from segment_anything.modeling import Sam
+from segment_anything.utils.amg import rle_to_mask
+
+from stable_sam_cuda import backends
+from stable_sam_cuda.cli.comparison import attention_path, timed
+from stable_sam_cuda.cli.errors import explain_user_errors
+from stable_sam_cuda.cli.machine import package_versions, pick_device
+from stable_sam_cuda.cli.options import NO_PLUGIN
+from stable_sam_cuda.cli.output import Outputs
+from stable_sam_cuda.cli.prompts import ObjectPrompt
+from stable_sam_cuda.picture import read_picture
+from stable_sam_cuda.sam import StableSamAutomaticMaskGenerator, load_sam, plugin_of, stabilize
+from stable_sam_cuda.visualize import draw_id_map
+
+ONE_POINT = ObjectPrompt(points=((0.0, 0.0),), labels=(1,))
+
+# Masks of a batch are computed at the photograph's size, three a point: so many pixels of logits at a time.
+MOST_PIXELS = 2**27
+MOST_POINTS_PER_BATCH = 64
+
+# Least predicted IoU and stability: SAM's own, chosen for ViT-H; sam_lite, a small model, is less sure of its masks.
+THRESHOLDS = {"sam_lite": (0.5, 0.6)}
+SAMS_THRESHOLDS = (0.88, 0.95)
+
+# An id is 16 bits wide, and a point gives up to three objects.
+MOST_POINTS_PER_SIDE = 147
+
+
+def points_per_batch(picture: Image.Image) -> int:
+    """As many points at a time as the photograph's size allows in memory."""
+    return max(1, min(MOST_POINTS_PER_BATCH, MOST_PIXELS // (3 * picture.width * picture.height)))
+
+
+def id_map(picture: Image.Image, records: Sequence[dict[str, Any]]) -> np.ndarray:
+    """(H, W) of 16 bits: the number of the object, 0 for none; where objects overlap, the later one."""
+    ids = np.zeros((picture.height, picture.width), dtype=np.uint16)
+    for number, record in enumerate(records, start=1):
+        ids[rle_to_mask(record["segmentation"])] = number
+    return ids
+
+
+def described(number: int, record: dict[str, Any], with_rle: bool) -> dict[str, Any]:
+    """An object's entry in the JSON."""
+    entry = {
+        "id": number,
+        "box": [float(value) for value in record["bbox"]],
+        "point": record["point_coords"][0],
+        "pixels": int(record["area"]),
+        "score": round(record["predicted_iou"], 6),
+        "stability": round(record["stability_score"], 6),
+    }
+    return entry | ({"segmentation": record["segmentation"]} if with_rle else {})
+
+
+def load(
+    model: str, checkpoint: Path | None, plugin: str, device: torch.device, backend: str
+) -> tuple[Sam, str | None, str | None]:
+    """The model, stabilised unless there is no plugin; its backend and the path of its attention."""
+    chosen = None if plugin == NO_PLUGIN else backends.choose(backend, device, torch.float32)
+    sam = load_sam(model, checkpoint, device=device)
+    if chosen is None:
+        return sam, None, None
+    plugin_of(stabilize(sam, plugin)).backend = backend
+    return sam, chosen.value, attention_path(sam, ONE_POINT)
+
+
+@explain_user_errors
+def automask(
+    photo: Annotated[Path, typer.Argument(metavar="PHOTO", help="A picture file of any usual kind.")],
+    out: Annotated[Path, typer.Option(help="Directory for the results.")] = Path("."),
+    points_per_side: Annotated[int, typer.Option(help="Side of the grid of points that are prompts.")] = 32,
+    min_score: Annotated[
+        float | None, typer.Option(help="Least predicted IoU of a mask, 0 to 1. Default: 0.88; sam_lite 0.5.")
+    ] = None,
+    min_stability: Annotated[
+        float | None,
+        typer.Option(help="Least stability of a mask under other cuts, 0 to 1. Default: 0.95; sam_lite 0.6."),
+    ] = None,
+    max_overlap: Annotated[float, typer.Option(help="Largest IoU of the boxes of two masks, 0 to 1.")] = 0.7,
+    crop_layers: Annotated[int, typer.Option(help="Also search crops: so many layers, each of smaller ones.")] = 0,
+    rle: Annotated[
+        bool, typer.Option("--rle", help="Also every whole mask as COCO's run lengths, in the JSON.")
+    ] = False,
+    model: Annotated[str, typer.Option(help="Base model: sam_lite, vit_b, vit_l or vit_h.")] = "sam_lite",
+    checkpoint: Annotated[Path | None, typer.Option(help="Local weights of the base model.")] = None,
+    plugin: Annotated[
+        str, typer.Option(help="auto (shipped for the model), a shipped plugin's name, a .safetensors file, or none.")
+    ] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    backend: Annotated[str, typer.Option(help="auto, cuda, triton, cpu or reference.")] = "auto",
+) -> None:
+    """Segment everything in a photograph, from a grid of points.
+
+    Writes PHOTO_automask_ids.png (16 bits; each object's number, smaller ones on top, 0 for none),
+    PHOTO_automask_overlay.png, and PHOTO_automask.json with scores, timings and versions; all of them or, after an
+    error, none.
+    """
+    if not 1 <= points_per_side <= MOST_POINTS_PER_SIDE:
+        raise ValueError(f"--points-per-side: expected 1 to {MOST_POINTS_PER_SIDE}, got {points_per_side}")
+    usual_score, usual_stability = THRESHOLDS.get(model, SAMS_THRESHOLDS)
+    min_score = usual_score if min_score is None else min_score
+    min_stability = usual_stability if min_stability is None else min_stability
+    for option, value in {
+        "--min-score": min_score,
+        "--min-stability": min_stability,
+        "--max-overlap": max_overlap,
+    }.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"{option}: expected a number from 0 to 1, got {value:g}")
+    if not 0 <= crop_layers <= 3:
+        raise ValueError(f"--crop-layers: expected 0 to 3, got {crop_layers}")
+    where = pick_device(device)
+    picture = read_picture(photo)
+    with Outputs(out) as outputs:
+        (sam, chosen, attention), load_time = timed(lambda: load(model, checkpoint, plugin, where, backend), where)
+        generator = StableSamAutomaticMaskGenerator(
+            sam,
+            points_per_side,
+            points_per_batch=points_per_batch(picture),
+            pred_iou_thresh=min_score,
+            stability_score_thresh=min_stability,
+            box_nms_thresh=max_overlap,
+            crop_n_layers=crop_layers,
+            output_mode="uncompressed_rle",
+        )
+        records, mask_time = timed(lambda: generator.generate(np.array(picture)), where)
+        records.sort(key=lambda record: record["area"], reverse=True)
+        ids = id_map(picture, records)
+        stem = f"{photo.stem}_automask"
+        outputs.picture(f"{stem}_ids.png", Image.fromarray(ids))
+        outputs.picture(f"{stem}_overlay.png", draw_id_map(picture, ids))
+        record = {
+            "photo": str(photo),
+            "image_size": {"width": picture.width, "height": picture.height},
+            "model": model,
+            "checkpoint": checkpoint and str(checkpoint),
+            "plugin": plugin,
+            "device": str(where),
+            "backend": chosen,
+            "attention": attention,
+            "points_per_side": points_per_side,
+            "min_score": min_score,
+            "min_stability": min_stability,
+            "max_overlap": max_overlap,
+            "crop_layers": crop_layers,
+            "ids": f"{stem}_ids.png",
+            "overlay": f"{stem}_overlay.png",
+            "objects": [described(number, entry, rle) for number, entry in enumerate(records, start=1)],
+            "timings_ms": {"model_loading": load_time, "masks": mask_time},
+            "versions": package_versions(),
+        }
+        outputs.record(f"{stem}.json", record)
+    typer.echo(f"ids: {out / record['ids']}  {len(records)} objects")
+    typer.echo(f"overlay: {out / record['overlay']}")
+    typer.echo(f"{model} on {where}, backend {chosen or 'not used'}: masks {mask_time:.0f} ms")
