@@ -85,7 +85,21 @@ AMPLITUDES = Table(
         Row("amplitude_channel", "one factor a channel and location", {"method": "stable", "amplitude": "channel"}),
     ),
 )
-TABLES = (HEADLINE, PARTS, LOW_SHOT, OFFSETS, AMPLITUDES)
+LONG = Table(
+    "long",
+    "Three epochs",
+    (
+        BASE,
+        Row("dt_long", "DT: mask decoder", {"method": "dt", "epochs": 3}, tested=True),
+        Row("stable_long", "Stable-SAM, the plugin that is shipped", {"method": "stable", "epochs": 3}, tested=True),
+    ),
+)
+LOSSES = Table(
+    "losses",
+    "Where the loss is taken",
+    (FULL, Row("points", "at PointRend's points, as HQ-SAM has it", {"method": "stable", "loss": "points"})),
+)
+TABLES = (HEADLINE, LONG, PARTS, LOW_SHOT, LOSSES, OFFSETS, AMPLITUDES)
 
 
 def all_rows() -> list[Row]:

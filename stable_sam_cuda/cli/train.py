@@ -30,7 +30,8 @@ def train(
     accumulate: Annotated[int, typer.Option(help="So many times --images pictures a step.", min=1)] = 1,
     together: Annotated[int, typer.Option(help="Pictures at once: faster on a GPU, in more memory.", min=1)] = 1,
     objects: Annotated[int, typer.Option(help="Objects of a picture, at most.", min=1)] = 3,
-    lr: Annotated[float, typer.Option(help="Learning rate of Adam.")] = 1e-3,
+    lr: Annotated[float, typer.Option(help="Learning rate of Adam.")] = 5e-4,
+    loss: Annotated[str, typer.Option(help="Of the whole mask, or HQ-SAM's at points: mask or points.")] = "mask",
     max_offset: Annotated[float, typer.Option(help="s_p of the plugin, in pixels of the feature map.")] = 4.0,
     amplitude: Annotated[str, typer.Option(help="Reading of the amplitude: conv, location or channel.")] = "conv",
     router_hidden: Annotated[int, typer.Option(help="Width of the router; 0: no router.")] = 32,
@@ -60,7 +61,7 @@ def train(
 
     run = TrainingRun(
         method, epochs, images, objects, lr, max_offset, amplitude, router_hidden, robust, occlusions, occluded_masks,
-        augment, accumulate, together, amp, time_budget, checkpoint_every, seed,
+        augment, accumulate, together, amp, loss, time_budget, checkpoint_every, seed,
     )  # fmt: skip
     with process_group():
         console = Console(quiet=rank() != 0)

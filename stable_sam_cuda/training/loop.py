@@ -1,4 +1,4 @@
-"""The training loop: RTS prompts, HQ-SAM's loss; resumable, on any number of processes.
+"""The training loop: RTS prompts, cross-entropy and dice; resumable, on any number of processes.
 
 Nothing random is carried from step to step: each step's pictures, objects and prompts follow from the seed and
 the step's number, so a run that was killed continues bit for bit, and processes that share a step draw alike.
@@ -19,7 +19,7 @@ from torch import Tensor, distributed, nn
 
 from stable_sam_cuda.sam.shared_decoder import SINGLE_MASK
 from stable_sam_cuda.training.decoding import decode_prompts
-from stable_sam_cuda.training.losses import mask_overlap, point_sampled_loss
+from stable_sam_cuda.training.losses import mask_overlap, point_sampled_loss, whole_mask_loss
 from stable_sam_cuda.training.options import AMP_DTYPES, TrainingOptions
 from stable_sam_cuda.training.prefetch import prefetched
 from stable_sam_cuda.training.router_probe import RouterProbe
@@ -225,7 +225,10 @@ class PluginTrainer:
         losses = []
         for one, own, alpha in zip(drawn, logits.float().split(counts), alphas, strict=True):
             targets = one.masks[:, None].to(device, non_blocking=True).float()
-            losses.append(point_sampled_loss(own, targets, one.generator).mean())
+            if self.options.loss == "points":
+                losses.append(point_sampled_loss(own, targets, one.generator).mean())
+            else:
+                losses.append(whole_mask_loss(own, targets).mean())
             small = torch.nn.functional.adaptive_avg_pool2d(targets, own.shape[-2:])
             figures = (losses[-1].detach(), mask_overlap(own, small).mean(), alpha.mean())
             rows[one.place] = torch.stack([torch.ones_like(figures[0]), *figures])

@@ -24,6 +24,11 @@ def mask_overlap(logits: Tensor, targets: Tensor) -> Tensor:
     return torch.where(union > 0, intersection / union.clamp(min=1), 1.0)
 
 
+def whole_mask_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """`mask_loss` over every pixel of logits (K, 1, h, w), for targets (K, 1, H, W) that may be finer: (K,)."""
+    return mask_loss(logits, F.adaptive_avg_pool2d(targets, logits.shape[-2:]))[:, 0]
+
+
 def point_sampled_loss(
     logits: Tensor,
     targets: Tensor,

@@ -20,8 +20,8 @@ from stable_sam_cuda.training.prompts import (
 class PromptMix:
     """Relative frequencies of the prompt kinds. The paper names the first five, not their frequencies."""
 
-    gt_box: float = 1.0
-    noisy_box: float = 2.0
+    gt_box: float = 0.5
+    noisy_box: float = 3.0
     one_point: float = 2.0
     three_points: float = 0.5
     ten_points: float = 0.5

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 SHOWN_OCCLUSIONS = 18
 OCCLUDED_MASKS = ("visible", "whole")
-RECORDED_WHERE_SET = ("accumulate", "together", "amp", "time_budget", "augment")
+RECORDED_WHERE_SET = ("accumulate", "together", "amp", "loss", "time_budget", "augment")
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class TrainingRun:
     epochs: int = 1
     images: int = 4
     objects: int = 3
-    lr: float = 1e-3
+    lr: float = 5e-4
     max_offset: float = 4.0
     amplitude: str = "conv"
     router_hidden: int = 32
@@ -51,6 +51,7 @@ class TrainingRun:
     accumulate: int = 1
     together: int = 1
     amp: str = "off"
+    loss: str = "mask"
     time_budget: float | None = None
     checkpoint_every: int = 50
     seed: int = 0
@@ -60,7 +61,7 @@ class TrainingRun:
         return TrainingOptions(
             self.epochs, self.images, self.objects, self.lr, mix=ROBUST if self.robust else GOOD_BOX_ONLY,
             seed=self.seed, checkpoint_every=self.checkpoint_every, accumulate=self.accumulate,
-            together=self.together, amp=self.amp, time_budget=self.time_budget,
+            together=self.together, amp=self.amp, loss=self.loss, time_budget=self.time_budget,
         )  # fmt: skip
 
     def new_options(self) -> dict[str, Any]:

@@ -123,7 +123,7 @@ def test_record_names_kind_rate_and_what_the_router_does(start):
     records = []
     trainer.run(records.append)
     assert [record["step"] for record in records] == [1, 2, 3, 4]
-    assert [record["lr"] for record in records] == [1e-3 * cosine(step / 4) for step in range(4)]
+    assert [record["lr"] for record in records] == [5e-4 * cosine(step / 4) for step in range(4)]
     assert all(0 < alpha < 1 for record in records for alpha in record["alpha_1"].values())
     drawn = [kind for record in records for kind in record["kinds"]]
     assert len(drawn) == 16 and len(set(drawn)) > 1 and set(drawn) <= set(vars(PromptMix()))
@@ -156,7 +156,7 @@ def test_time_budget_ends_the_run_and_moves_the_rate(start, monkeypatch):
     assert resumed.step > resumed.steps  # more than the one epoch that it would have been
     rates = [record["lr"] for record in records]
     assert rates == sorted(rates, reverse=True)
-    assert rates[3] == pytest.approx(1e-3 * cosine(used / 2))
+    assert rates[3] == pytest.approx(5e-4 * cosine(used / 2))
 
 
 @pytest.mark.parametrize(
