@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from stable_sam_cuda.training.losses import mask_loss, mask_overlap, point_sampled_loss
+from stable_sam_cuda.training.losses import mask_loss, mask_overlap, point_sampled_loss, whole_mask_loss
 
 
 def test_mask_loss_is_cross_entropy_plus_dice():
@@ -17,6 +17,12 @@ def test_mask_loss_is_cross_entropy_plus_dice():
                 probability[k, m].sum() + targets[k, 0].sum() + 1
             )
             assert mask_loss(logits, targets)[k, m].item() == pytest.approx((entropy + dice).item(), rel=1e-5)
+
+
+def test_whole_mask_loss_averages_finer_targets():
+    logits, fine = torch.randn(3, 1, 8, 8), (torch.rand(3, 1, 32, 32) > 0.5).float()
+    expected = mask_loss(logits, F.avg_pool2d(fine, 4))[:, 0]
+    torch.testing.assert_close(whole_mask_loss(logits, fine), expected)
 
 
 def test_overlap_of_perfect_empty_and_wrong_masks():
