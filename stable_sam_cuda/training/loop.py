@@ -173,8 +173,8 @@ class PluginTrainer:
         return draw_kind(self.options.mix, generator)
 
     def _gradients(self, examples: Iterator[tuple[int, Example]]) -> Tensor:
-        """Gradients of the step, summed over objects and processes; a row of sums (objects, loss, IoU, alpha_1) a
-        picture."""
+        """Gradients of the step, summed over pictures and processes, and a row (1, loss, IoU, alpha_1) a picture; zeros
+        where it has no object."""
         pictures = self._pictures(self.step)
         places = list(range(self.rank, len(pictures), self.world))
         groups = [
@@ -195,7 +195,7 @@ class PluginTrainer:
         return rows
 
     def _accumulate(self, group: list[tuple[int, Example]]) -> Tensor:
-        """Gradients summed over the objects of some pictures; a row (objects, loss, IoU, alpha_1) a picture."""
+        """Gradients summed over some pictures; a row (1, loss, IoU, alpha_1) each."""
         rows = torch.zeros(len(group), 4, device=self.sam.device)
         of_kind: dict[str, list[Drawn]] = {}
         for place, (picture, example) in enumerate(group):
@@ -210,7 +210,7 @@ class PluginTrainer:
         return rows
 
     def _losses(self, kind: str, drawn: list[Drawn], rows: Tensor) -> list[Tensor]:
-        """The loss of each picture, summed over its objects, all prompted alike; fills their ``rows``."""
+        """The loss of each picture, the mean over its objects, all prompted alike; fills their ``rows``."""
         device = self.sam.device
         mask_size = self.sam.prompt_encoder.mask_input_size
         prompts = [
@@ -225,10 +225,10 @@ class PluginTrainer:
         losses = []
         for one, own, alpha in zip(drawn, logits.float().split(counts), alphas, strict=True):
             targets = one.masks[:, None].to(device, non_blocking=True).float()
-            losses.append(point_sampled_loss(own, targets, one.generator).sum())
+            losses.append(point_sampled_loss(own, targets, one.generator).mean())
             small = torch.nn.functional.adaptive_avg_pool2d(targets, own.shape[-2:])
-            sums = (losses[-1].detach(), mask_overlap(own, small).sum(), alpha.sum())
-            rows[one.place] = torch.stack([torch.full_like(sums[0], len(one.masks)), *sums])
+            figures = (losses[-1].detach(), mask_overlap(own, small).mean(), alpha.mean())
+            rows[one.place] = torch.stack([torch.ones_like(figures[0]), *figures])
         return losses
 
     def _chosen(self, masks: Tensor, generator: torch.Generator) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a training step measures: a row of sums over the objects of each picture (objects, loss, IoU, alpha_1)."""
+"""What a training step measures: a row (1, loss, IoU, alpha_1) a picture, means over its objects; zeros without any."""
 
 import torch
 from torch import Tensor
@@ -13,10 +13,10 @@ def sum_of(rows: Tensor) -> Tensor:
 
 
 def alpha_by_kind(rows: Tensor, kinds: list[str]) -> dict[str, float]:
-    """alpha_1 by prompt kind, the mean over the objects of its pictures; kinds without an object have none."""
+    """alpha_1 by prompt kind, the mean over its pictures; kinds without an object have none."""
     found = {}
     for kind in dict.fromkeys(kinds):
-        objects, _, _, alpha = sum_of(rows[[index for index, own in enumerate(kinds) if own == kind]]).tolist()
-        if objects:
-            found[kind] = alpha / objects
+        pictures, _, _, alpha = sum_of(rows[[index for index, own in enumerate(kinds) if own == kind]]).tolist()
+        if pictures:
+            found[kind] = alpha / pictures
     return found
