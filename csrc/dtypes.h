@@ -26,4 +26,9 @@ inline ElementType element_type(torch::headeronly::ScalarType type) {
   }
 }
 
+// Of coordinates, weights and sums.
+inline torch::headeronly::ScalarType accumulator_type(ElementType type) {
+  return type == ElementType::kDouble ? torch::headeronly::ScalarType::Double : torch::headeronly::ScalarType::Float;
+}
+
 }  // namespace stable_sam

@@ -1,13 +1,13 @@
-// deformable_sample_backward on the CPU: checks, memory, and the four stages handed to the threads.
+// deformable_sample_backward on the CPU: checks, memory, and the stages of sample_backward_stages.h.
 #include <tuple>
 
 #include <torch/csrc/stable/library.h>
 
 #include "../checks.h"
 #include "../dtypes.h"
-#include "kernels.h"
 #include "memory.h"
 #include "operator_inputs.h"
+#include "sample_backward_stages.h"
 
 namespace stable_sam {
 namespace {
@@ -48,19 +48,6 @@ Gradients deformable_sample_backward(const Tensor& grad_output, const Tensor& fe
   for (const Tensor* gradient : {&grad_features, &grad_identity, &grad_amplitude}) prefer_huge_pages(*gradient);
 
   const Tensor gradient = channels_last_on_cpu(grad_output);
-  const Kernels& table = kernels();
-  const int type = static_cast<int>(inputs.type);
-  const bool is_double = inputs.type == ElementType::kDouble;
-  const auto accumulator = is_double ? torch::headeronly::ScalarType::Double : torch::headeronly::ScalarType::Float;
-  const int64_t rows = shape.batch * shape.height;
-  const bool wants_products = wants_offsets || wants_alpha || (wants_amplitude && shape.amplitude_channels == 1);
-  const auto scratch = [&](int64_t count, torch::headeronly::ScalarType scalar_type) {
-    return torch::stable::new_empty(features, {count}, scalar_type);
-  };
-  const Tensor samples = scratch(rows * shape.width * table.sample_bytes[type], torch::headeronly::ScalarType::Byte);
-  const Tensor products = scratch(wants_products ? rows * shape.width * 4 : 0, accumulator);
-  const Tensor alpha_partials = scratch(wants_alpha ? rows * 2 : 0, accumulator);
-
   BackwardCall call{};
   call.inputs = inputs.raw;
   call.grad_output = gradient.const_data_ptr();
@@ -69,21 +56,10 @@ Gradients deformable_sample_backward(const Tensor& grad_output, const Tensor& fe
   call.grad_identity = pointer_if(wants_identity, grad_identity);
   call.grad_alpha = pointer_if(wants_alpha, grad_alpha);
   call.grad_amplitude = pointer_if(wants_amplitude, grad_amplitude);
-  call.samples = samples.mutable_data_ptr();
-  call.tap_products = pointer_if(wants_products, products);
-  call.alpha_partials = pointer_if(wants_alpha, alpha_partials);
   call.bypass_cache = (!wants_features || bypasses_cache(grad_features, shape.channels)) &&
                       (!wants_identity || bypasses_cache(grad_identity, shape.channels));
 
-  const auto in_parallel = [&](BackwardKernel kernel, int64_t count, int64_t per_task) {
-    torch::stable::parallel_for(0, count, per_task, [&](int64_t first, int64_t last) { kernel(call, first, last); });
-  };
-  const int64_t per_task = rows_per_task(shape);
-  in_parallel(table.locate[type], rows, per_task);
-  const bool one_task_walks_all = call.sums_features() || call.sums_identity();
-  in_parallel(table.gather[type], one_task_walks_all ? shape.height : rows, one_task_walks_all ? 1 : per_task);
-  in_parallel(table.finish[type], rows, per_task);
-  if (wants_alpha) in_parallel(table.reduce[type], shape.batch, shape.batch);
+  run_sample_backward(features, call, inputs.type);
   return {grad_features, grad_offsets, grad_identity, grad_alpha, grad_amplitude};
 }
 

@@ -28,7 +28,7 @@ struct HeadOperatorInputs {
         parameters(given_parameters),
         type(element_type(given_features.scalar_type())),
         call{checked_shape(eps), nullptr, {}, nullptr, nullptr, rows_per_band},
-        prepared(torch::stable::new_empty(features, {call.shape.parameter_count()}, accumulator())) {
+        prepared(torch::stable::new_empty(features, {call.shape.parameter_count()}, accumulator_type(type))) {
     features = channels_last_on_cpu(features);
     std::array<const void*, 6> raw;
     for (int i = 0; i < 6; ++i) {
@@ -39,10 +39,6 @@ struct HeadOperatorInputs {
     call.given = {raw[0], raw[1], raw[2], raw[3], raw[4], raw[5]};
     call.parameters = prepared.mutable_data_ptr();
     kernels().head.prepare[static_cast<int>(type)](call);
-  }
-
-  torch::headeronly::ScalarType accumulator() const {
-    return type == ElementType::kDouble ? torch::headeronly::ScalarType::Double : torch::headeronly::ScalarType::Float;
   }
 
  private:

@@ -2,6 +2,8 @@
 // with STABLE_SAM_INSTRUCTION_SET naming it.
 #include <type_traits>
 
+#include "attention_backward.h"
+#include "attention_forward.h"
 #include "head_backward.h"
 #include "head_forward.h"
 #include "sample_backward.h"
@@ -31,6 +33,14 @@ const Kernels kKernels = {
         STABLE_SAM_FOR_EACH_TYPE(head_forward),
         STABLE_SAM_FOR_EACH_TYPE(head_backward),
         STABLE_SAM_FOR_EACH_TYPE(reduce_head_gradients),
+    },
+    {
+        STABLE_SAM_FOR_EACH_TYPE(attend),
+        STABLE_SAM_FOR_EACH_TYPE(merge_attention),
+        STABLE_SAM_FOR_EACH_TYPE(attention_backward),
+        STABLE_SAM_FOR_EACH_TYPE(merge_row_gradients),
+        STABLE_SAM_FOR_EACH_TYPE(add_to_sums),
+        STABLE_SAM_FOR_EACH_TYPE(round_sums),
     },
 };
 

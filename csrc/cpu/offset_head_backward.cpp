@@ -51,7 +51,7 @@ Gradients offset_head_backward(const Tensor& grad_output, const Tensor& features
   // One task at least: its sums of nothing are the gradients where there is no pixel.
   call.task_count = std::clamp<int64_t>(shape.batch * call.forward.bands_per_image(), 1, kMostTasks);
   const Tensor partials = torch::stable::new_empty(
-      features, {wants_parameters ? call.task_count * shape.parameter_count() : 0}, inputs.accumulator());
+      features, {wants_parameters ? call.task_count * shape.parameter_count() : 0}, accumulator_type(inputs.type));
   call.partials = wants_parameters ? partials.mutable_data_ptr() : nullptr;
 
   const HeadKernels& table = kernels().head;

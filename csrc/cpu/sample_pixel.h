@@ -16,17 +16,18 @@ struct PixelSample {
   AxisSample<Accumulator<T>, int32_t> y, x;
 };
 
-// The samples of the pixels of row y of one prompt, [W].
+// The samples of `columns` pixels of row y of one prompt, from column `first_x` on.
 template <typename T>
-inline void locate_row(const SampleInputs& inputs, int64_t prompt, int64_t y, PixelSample<T>* samples) {
+inline void locate_columns(const SampleInputs& inputs, int64_t prompt, int64_t y, int64_t first_x, int64_t columns,
+                           PixelSample<T>* samples) {
   using A = Accumulator<T>;
   const SamplingShape& shape = inputs.shape;
-  const T* offsets =
-      static_cast<const T*>(inputs.offsets) + prompt * shape.offsets_batch_stride + y * shape.offsets_row_stride;
+  const T* offsets = static_cast<const T*>(inputs.offsets) + prompt * shape.offsets_batch_stride +
+                     y * shape.offsets_row_stride + first_x * shape.offsets_column_stride;
   const A max_offset = static_cast<A>(shape.max_offset);
   const auto height = static_cast<int32_t>(shape.height), width = static_cast<int32_t>(shape.width);
-  for (int64_t first = 0; first < shape.width; first += kLanes<T>) {
-    const int64_t count = std::min<int64_t>(kLanes<T>, shape.width - first);
+  for (int64_t first = 0; first < columns; first += kLanes<T>) {
+    const int64_t count = std::min<int64_t>(kLanes<T>, columns - first);
     Vector<T> raw_x{}, raw_y{};
     for (int64_t lane = 0; lane < count; ++lane) {
       const T* offset = offsets + (first + lane) * shape.offsets_column_stride;
@@ -35,11 +36,18 @@ inline void locate_row(const SampleInputs& inputs, int64_t prompt, int64_t y, Pi
     }
     const Vector<T> squashed_x = tanh_of_lanes(raw_x), squashed_y = tanh_of_lanes(raw_y);
     for (int64_t lane = 0; lane < count; ++lane) {
-      const auto x = static_cast<int32_t>(first + lane);
-      samples[x] = {sample_squashed_axis<A, int32_t>(static_cast<int32_t>(y), squashed_y[lane], max_offset, height),
-                    sample_squashed_axis<A, int32_t>(x, squashed_x[lane], max_offset, width)};
+      const auto x = static_cast<int32_t>(first_x + first + lane);
+      samples[first + lane] = {
+          sample_squashed_axis<A, int32_t>(static_cast<int32_t>(y), squashed_y[lane], max_offset, height),
+          sample_squashed_axis<A, int32_t>(x, squashed_x[lane], max_offset, width)};
     }
   }
+}
+
+// The samples of the pixels of row y of one prompt, [W].
+template <typename T>
+inline void locate_row(const SampleInputs& inputs, int64_t prompt, int64_t y, PixelSample<T>* samples) {
+  locate_columns(inputs, prompt, y, 0, inputs.shape.width, samples);
 }
 
 // alpha of one prompt; (1, 0) where there is none, and no share of an identity that is not there.

@@ -17,6 +17,10 @@ from stable_sam_cuda.modules.plain_module import is_plain
 from stable_sam_cuda.modules.sampler import DeformableSampler
 from stable_sam_cuda.ops.autocast import autocast_dtype
 
+# Backends, with whether gradients are asked for, whose fused kernel is slower than sampling first: bench/cpu_decoder.py
+# has found none on the CPU so far.
+SLOWER_FUSED: frozenset[tuple[Backend, bool]] = frozenset()
+
 
 class AttentionPath(str, Enum):
     """How tokens attend to calibrated features: the results are equal up to rounding."""
@@ -47,7 +51,9 @@ def choose_path(
     ``gradients``: whether they are asked for.
     """
     fused = find_for_attention(backend, device, dtype)
-    return AttentionPath.SAMPLED if fused is None else AttentionPath.FUSED
+    if fused is None or (fused, gradients) in SLOWER_FUSED:
+        return AttentionPath.SAMPLED
+    return AttentionPath.FUSED
 
 
 def path_of(sampler: DeformableSampler, queries: Tensor) -> AttentionPath:

@@ -221,3 +221,21 @@ def test_a_backend_without_the_kernel_samples_quietly(monkeypatch):
         for gradients in (False, True):
             assert choose_path("auto", torch.device("cpu"), torch.float32, gradients=gradients) is SAMPLED
             assert choose_path("reference", torch.device("cpu"), torch.float32, gradients=gradients) is FUSED
+
+
+@pytest.mark.parametrize("slower", [False, True], ids=["at-inference", "in-training"])
+def test_what_was_measured_decides(monkeypatch, slower):
+    monkeypatch.setattr(attention, "SLOWER_FUSED", frozenset({(backends.Backend.REFERENCE, slower)}))
+    for gradients in (False, True):
+        path = choose_path("reference", torch.device("cpu"), torch.float32, gradients=gradients)
+        assert path is (SAMPLED if gradients is slower else FUSED)
+
+
+def test_frozen_plugins_count_as_inference(monkeypatch):
+    monkeypatch.setattr(attention, "SLOWER_FUSED", frozenset({(backends.Backend.REFERENCE, True)}))
+    plugin, queries = DeformableSampler(backend="reference"), torch.zeros(1, 8, 256)
+    assert path_of(plugin, queries) is SAMPLED
+    with torch.no_grad():
+        assert path_of(plugin, queries) is FUSED
+    assert path_of(plugin.requires_grad_(False), queries) is FUSED
+    assert path_of(plugin, queries.requires_grad_()) is SAMPLED

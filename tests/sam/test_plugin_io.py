@@ -48,7 +48,8 @@ def test_round_trip_keeps_weights_and_settings(tmp_path, perturb, sizes):
     assert loaded.state_dict().keys() == sampler.state_dict().keys()
     assert all(torch.equal(value, sampler.state_dict()[name]) for name, value in loaded.state_dict().items())
     features, token = torch.randn(1, 16, 6, 5), torch.randn(1, 12)
-    assert torch.equal(loaded(features, token), sampler(features, token))
+    # A file's tensors are not aligned as new ones are, and MKL's last digit depends on that.
+    torch.testing.assert_close(loaded(features, token), sampler(features, token), rtol=1e-5, atol=1e-5)
     assert all(parameter.requires_grad for parameter in loaded.parameters())
 
 
