@@ -5,7 +5,8 @@
 Needs torch 2.11 or later with CUDA, Triton, nvcc, pytest; reaches for nothing outside the machine. Parts run most
 valuable first, each within its own time. Results go to $OUT, or to bench/results/<gpu>/ without it:
     <date>-<commit>.json   every part's outcome and every figure;  .md   the same to read;  .log   all output
-A part recorded as passed for this very commit is not run again. --dry-run needs no GPU: it does what a CPU can at
+A part recorded as passed for this very commit is not run again. Figures are compared with the last record of the same
+GPU in bench/results/<gpu>/: more than 5 % slower is a failure. --dry-run needs no GPU: it does what a CPU can at
 tiny sizes and says what it left out.
 """
 
@@ -25,6 +26,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from regression import last_record, slower
+from tables import attention_table, sampler_table
 from timing import ROOT, commit
 
 PYTHON = sys.executable
@@ -52,9 +55,8 @@ class Run:
     folder: Path  # for what parts hand over
     device: str
 
-    @property
-    def figures(self) -> Path:
-        return self.folder / "sampler.json"
+    def figures(self, name: str) -> Path:
+        return self.folder / f"{name}.json"
 
 
 def build(run: Run) -> dict[str, Command]:
@@ -68,17 +70,24 @@ def build(run: Run) -> dict[str, Command]:
     return {"build": Command(["bash", "-c", f"{install} || ({in_place})"], environment)}
 
 
-def tests(run: Run) -> dict[str, Command]:
-    words = [PYTHON, "-m", "pytest", "-m", "gpu", "-q", "tests/cuda", "-p", "no:cacheprovider"]
-    has_workers = subprocess.run([PYTHON, "-c", "import xdist"], capture_output=True).returncode == 0
-    # Triton compiles on the host: several processes keep the device from waiting for it.
-    return {"pytest": Command([*words, "-n", "8"] if has_workers and not run.dry else words)}
+def tests(*files: str) -> Callable[[Run], dict[str, Command]]:
+    def commands(run: Run) -> dict[str, Command]:
+        paths = [f"tests/cuda/{file}" for file in files]
+        words = [PYTHON, "-m", "pytest", "-m", "gpu", "-q", *paths, "-p", "no:cacheprovider"]
+        has_workers = subprocess.run([PYTHON, "-c", "import xdist"], capture_output=True).returncode == 0
+        # Triton compiles on the host: several processes keep the device from waiting for it.
+        return {"pytest": Command([*words, "-n", "8"] if has_workers and not run.dry else words)}
+
+    return commands
 
 
-def benchmark(run: Run) -> dict[str, Command]:
-    words = [PYTHON, "bench/gpu_sampler.py", "--output", str(run.figures)]
-    words += ["--device", "cpu", "--tiny", "--seconds", "20"] if run.dry else ["--seconds", "100"]
-    return {"sampler": Command(words)}
+def benchmark(name: str, seconds: int) -> Callable[[Run], dict[str, Command]]:
+    def commands(run: Run) -> dict[str, Command]:
+        words = [PYTHON, f"bench/gpu_{name}.py", "--output", str(run.figures(name))]
+        words += ["--device", "cpu", "--tiny", "--seconds", "20"] if run.dry else ["--seconds", str(seconds)]
+        return {name: Command(words)}
+
+    return commands
 
 
 def sanitizer(run: Run) -> dict[str, Command]:
@@ -119,13 +128,16 @@ def profile(run: Run) -> dict[str, Command]:
 
 
 PARTS = [
-    Part("build", 170, build),
-    Part("tests", 150, tests),
-    Part("benchmark", 150, benchmark),
-    Part("sanitizer", 100, sanitizer),
-    Part("fuzz", 50, fuzz),
-    Part("profile", 60, profile),
+    Part("build", 150, build),
+    Part("tests", 110, tests("test_on_gpu.py")),
+    Part("attention_tests", 110, tests("test_attention_on_gpu.py")),
+    Part("attention", 120, benchmark("attention", 80)),
+    Part("sampler", 90, benchmark("sampler", 65)),
+    Part("sanitizer", 60, sanitizer),
+    Part("fuzz", 45, fuzz),
+    Part("profile", 45, profile),
 ]
+TABLES = {"sampler": sampler_table, "attention": attention_table}  # of the parts that measure
 
 
 def run_part(part: Part, run: Run, seconds: float, log: Path) -> dict[str, object]:
@@ -184,8 +196,8 @@ def passed_before(folders: list[Path], name: str) -> dict[str, dict]:
             for part, facts in record["parts"].items():
                 if facts["status"] == "passed" and part != "build" and not record["dry_run"]:
                     done[part] = facts | {"recorded_in": path.name}
-            if "benchmark" in done and record.get("sampler"):
-                done["benchmark"]["sampler"] = record["sampler"]
+                    if part in TABLES:
+                        done[part]["figures"] = record.get(part)
     return done
 
 
@@ -201,11 +213,12 @@ def summary(record: dict) -> str:
             lines.append(f"| {name}: {command} | {details['status']} | {facts['seconds']} | {end} |")
         if "commands" not in facts:
             lines.append(f"| {name} | {facts['status']} | | |")
-    if record.get("sampler"):
-        from gpu_sampler import table
-
-        copy = record["sampler"]["copy_gb_per_s"]
-        lines += ["", f"Copy bandwidth {copy:.0f} GB/s, read and written.", "", table(record["sampler"]["records"])]
+    if record.get("slower"):
+        lines += ["", f"Slower than in {record['compared_with']}:", "", *[f"- {line}" for line in record["slower"]]]
+    for name, table in TABLES.items():
+        if record.get(name):
+            copy = record[name]["copy_gb_per_s"]
+            lines += ["", f"Copy bandwidth {copy:.0f} GB/s, read and written.", "", table(record[name]["records"])]
     return "\n".join(lines) + "\n"
 
 
@@ -231,6 +244,7 @@ def main() -> int:
     log = stem.with_suffix(".log")
     log.write_text("")
     before = passed_before([target, results], record["commit"])
+    last = last_record(results, device, record["commit"])
 
     with tempfile.TemporaryDirectory() as folder:
         run = Run(options.dry_run, Path(folder), device)
@@ -240,7 +254,8 @@ def main() -> int:
             left = deadline - time.monotonic()
             if part.name in before:
                 record["parts"][part.name] = before[part.name]
-                record["sampler"] = before[part.name].pop("sampler", record.get("sampler"))
+                if part.name in TABLES:
+                    record[part.name] = before[part.name].pop("figures")
             elif left < 5:
                 record["parts"][part.name] = {"status": "not begun: out of time"}
             else:
@@ -248,15 +263,18 @@ def main() -> int:
                 own_time = part.seconds * (4 if options.dry_run else 1)
                 record["parts"][part.name] = run_part(part, run, min(own_time, left), log)
             print(f"{part.name}: {record['parts'][part.name]['status']}", flush=True)
-            if part.name == "benchmark" and run.figures.exists():
-                record["sampler"] = json.loads(run.figures.read_text())
+            if part.name in TABLES and run.figures(part.name).exists():
+                record[part.name] = json.loads(run.figures(part.name).read_text())
+            if last is not None:
+                record |= {"compared_with": last.name, "slower": slower(json.loads(last.read_text()), record)}
             # After every part, so that a run cut short leaves what it has.
             stem.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
             stem.with_suffix(".md").write_text(summary(record))
             if part.name == "build" and record["parts"]["build"]["status"] != "passed":
                 break
     print(stem.with_suffix(".md").read_text())
-    return 0 if all(facts["status"] in ("passed", "left out") for facts in record["parts"].values()) else 1
+    passed = all(facts["status"] in ("passed", "left out") for facts in record["parts"].values())
+    return 0 if passed and not record.get("slower") else 1
 
 
 if __name__ == "__main__":

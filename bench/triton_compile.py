@@ -50,6 +50,15 @@ ATTENTION_VARIANTS = {  # dtype, channels, rows of queries: 8 heads of 7, 9 and 
     "attention, bfloat16, 160 rows": (torch.bfloat16, 256, 160),
     "attention, bfloat16, 512 channels": (torch.bfloat16, 512, 56),
 }
+HEAD_BATCH = 8
+HEAD_VARIANTS = {  # dtype, channels, side of the depthwise kernel
+    "offset head, bfloat16": (torch.bfloat16, 256, 5),
+    "offset head, float16": (torch.float16, 256, 5),
+    "offset head, float32": (torch.float32, 256, 5),
+    "offset head, bfloat16, 3 x 3": (torch.bfloat16, 256, 3),
+    "offset head, bfloat16, 7 x 7": (torch.bfloat16, 256, 7),
+    "offset head, float32, 33 channels": (torch.float32, 33, 5),
+}
 
 
 def disassemble(cubin: bytes) -> dict[str, object]:
@@ -106,8 +115,10 @@ def compile_launches(capability: int, variant: str) -> list[dict[str, object]]:
     try:
         if variant in VARIANTS:
             call_sampler(*VARIANTS[variant])
-        else:
+        elif variant in ATTENTION_VARIANTS:
             call_attention(*ATTENTION_VARIANTS[variant])
+        else:
+            call_head(*HEAD_VARIANTS[variant])
     finally:
         JITFunction.run = real_run
     return record
@@ -143,10 +154,20 @@ def call_attention(dtype: torch.dtype, channels: int, rows: int) -> None:
         kernels.sampled_attention_backward(query_rows, *inputs, *results, MAX_OFFSET, grad_mask)
 
 
+def call_head(dtype: torch.dtype, channels: int, kernel_size: int) -> None:
+    def empty(*shape: int) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    parameters = (empty(channels, 1, kernel_size, kernel_size), *[empty(channels) for _ in range(3)])
+    inputs = (empty_image(HEAD_BATCH, channels, dtype), *parameters, empty(2, channels, 1, 1), empty(2), 1e-6)
+    kernels.offset_head(*inputs)
+    kernels.offset_head_backward(empty(HEAD_BATCH, 2, HEIGHT, WIDTH), *inputs, 0b1111111)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--targets", nargs="+", type=int, default=[80, 90], metavar="CAPABILITY")
-    every = [*VARIANTS, *ATTENTION_VARIANTS]
+    parser.add_argument("--targets", nargs="+", type=int, default=[80, 86, 89, 90, 100], metavar="CAPABILITY")
+    every = [*VARIANTS, *ATTENTION_VARIANTS, *HEAD_VARIANTS]
     parser.add_argument("--variants", nargs="+", choices=every, default=every)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results/compile/triton.json")
     options = parser.parse_args()

@@ -7,12 +7,16 @@ from .attention_backward import sampled_attention_backward
 from .attention_forward import sampled_attention
 from .backward import deformable_sample_backward
 from .forward import deformable_sample
+from .head_backward import offset_head_backward
+from .head_forward import offset_head
 from .launch import INTERPRETED
 
 __all__ = [
     "INTERPRETED",
     "deformable_sample",
     "deformable_sample_backward",
+    "offset_head",
+    "offset_head_backward",
     "sampled_attention",
     "sampled_attention_backward",
 ]

@@ -24,13 +24,19 @@ def test_every_part_runs_or_says_why_not(tmp_path: Path) -> None:
     done, record = rehearse(tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     statuses = {name: part["status"] for name, part in record["parts"].items()}
-    ran = dict.fromkeys(("build", "tests", "benchmark", "fuzz"), "passed")
+    ran = dict.fromkeys(("build", "tests", "attention_tests", "attention", "sampler", "fuzz"), "passed")
     assert statuses == ran | {"sanitizer": "left out", "profile": "left out"}
     for name in ("sanitizer", "profile"):
         for command in record["parts"][name]["commands"].values():
             assert command["reason"] == "needs a CUDA device"
     measured = {(r["provider"], r["mode"]) for r in record["sampler"]["records"] if "microseconds" in r}
     assert {("cpu", "forward"), ("cpu", "backward"), ("eager", "forward"), ("eager", "backward")} <= measured
+    measured = {
+        (r["operation"], r["provider"], r["mode"]) for r in record["attention"]["records"] if "microseconds" in r
+    }
+    for provider in ("fused", "eager"):
+        assert {("layer", provider, "forward"), ("layer", provider, "backward")} <= measured
+    assert {("plain", "eager", "forward"), ("plain", "sdpa", "forward")} <= measured
     assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".md", ".log"}
 
 
