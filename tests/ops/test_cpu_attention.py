@@ -299,6 +299,7 @@ def test_the_raw_backward_refuses_wrong_results(name: str, shape: tuple[int, ...
         )
 
 
+@pytest.mark.filterwarnings("ignore::stable_sam_cuda.backends.UnfusedAttentionWarning")
 @pytest.mark.parametrize("tokens", [3, 65])
 def test_the_attention_of_sam(tokens: int) -> None:
     """Through the public function, weights and all, against its own reference backend; fused, and beyond 64 queries."""
