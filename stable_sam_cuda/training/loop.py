@@ -95,9 +95,10 @@ class PluginTrainer:
                 now = time.perf_counter()
                 self._use_minutes((now - clock) / 60)
                 clock = now
+                # Before it is saved: a log can drop what is newer than the checkpoint, but not know what it missed.
+                progress({"step": self.step, **record, "seconds": now - started})
                 if self.rank == 0 and self._checkpoint_is_due():
                     self.save_checkpoint()
-                progress({"step": self.step, **record, "seconds": time.perf_counter() - started})
 
     @property
     def finished(self) -> bool:

@@ -154,6 +154,23 @@ def test_resumed_run_drops_what_was_logged_after_its_checkpoint(tmp_path):
     assert steps == [1, 2, 3, 4]
 
 
+def test_a_kill_right_after_a_checkpoint_loses_no_line_of_the_log(samples, tmp_path, monkeypatch):
+    save = PluginTrainer.save_checkpoint
+
+    def save_and_die(trainer):
+        save(trainer)
+        raise KeyboardInterrupt
+
+    run = replace(RUN, checkpoint_every=1)
+    with monkeypatch.context() as patched:
+        patched.setattr(PluginTrainer, "save_checkpoint", save_and_die)
+        with pytest.raises(KeyboardInterrupt):
+            train_method(samples, fresh_sam(), run, tmp_path / "run", cache=tmp_path / "cache")
+    train_method(samples, fresh_sam(), run, tmp_path / "run", cache=tmp_path / "cache", resume=True)
+    lines = (tmp_path / "run" / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4]
+
+
 def test_full_disk_at_a_checkpoint_keeps_the_one_before(interrupted, samples, tmp_path, monkeypatch):
     before = (interrupted / "checkpoint.pt").read_bytes()
     run = replace(RUN, checkpoint_every=1)

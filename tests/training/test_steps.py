@@ -138,14 +138,14 @@ def test_time_budget_ends_the_run_and_moves_the_rate(start, monkeypatch):
     trainer = start(time_budget=2.0, checkpoint_every=1)
     records = []
 
-    def stop_at_three(record):
-        records.append(record)
+    def stop_before_four_is_saved(record):
         if len(records) == 3:
             raise KeyboardInterrupt
+        records.append(record)
 
     with pytest.raises(KeyboardInterrupt):
-        trainer.run(stop_at_three)
-    used = trainer.minutes
+        trainer.run(stop_before_four_is_saved)
+    used = trainer.saved_minutes
     assert 0 < used < 2
     resumed = start(time_budget=2.0)
     resumed.resume()
@@ -164,6 +164,7 @@ def test_time_budget_ends_the_run_and_moves_the_rate(start, monkeypatch):
     [
         ({"lr": 0.0}, "lr: expected a finite number above 0"),
         ({"lr": math.nan}, "lr: expected a finite number above 0"),
+        ({"loss": "l2"}, "loss: expected one of mask, points"),
         ({"amp": "fp8"}, "amp: expected one of off, bf16, fp16"),
         ({"amp": "fp16"}, "fp16 needs a CUDA device"),
         ({"time_budget": 0.0}, "time-budget: expected minutes above 0"),
@@ -186,13 +187,17 @@ def test_no_object_large_enough_is_said_after_one_epoch(start, tmp_path):
 def test_a_loss_that_is_not_finite_keeps_the_last_checkpoint(start, tmp_path):
     trainer = start(epochs=5, checkpoint_every=1)
 
-    def spoil(record):
-        if record["step"] == 2:
+    save = trainer.save_checkpoint
+
+    def save_and_spoil():
+        save()
+        if trainer.step == 2:
             with torch.no_grad():
                 next(iter(trainer.parameters.values())).fill_(torch.nan)
 
+    trainer.save_checkpoint = save_and_spoil
     with pytest.raises(ValueError, match="lr: expected a run that stays finite"):
-        trainer.run(spoil)
+        trainer.run()
     again = start(epochs=5)
     again.resume()
     assert again.step == 2
