@@ -8,9 +8,15 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from rows import BASE, FULL, HEADLINE
+from rows import BASE, EXACT, FULL, HEADLINE, SHIPPED
 
 Record = dict
+# All but the row that was trained on other prompts.
+SHOWN = [row for row in HEADLINE.rows if row is not EXACT]
+BASELINES = [row for row in SHOWN if row not in (BASE, FULL, SHIPPED)]
+COLOURS = {BASE.name: "0.6", FULL.name: "tab:green", SHIPPED.name: "darkgreen"} | {
+    row.name: plt.get_cmap("Blues")(0.35 + 0.15 * place) for place, row in enumerate(BASELINES)
+}
 
 
 def draw_figures(records: dict[str, list[Record]], folder: Path) -> None:
@@ -22,7 +28,7 @@ def draw_figures(records: dict[str, list[Record]], folder: Path) -> None:
 
 def _draw_kinds(records: dict[str, list[Record]], path: Path) -> None:
     kinds = {"gt_box": "GT box", "noisy_box": "noisy box", "1_point": "1 point", "3_points": "3 points"}
-    rows = [row for row in HEADLINE.rows if row.name in records]
+    rows = [row for row in SHOWN if row.name in records]
     figure, axes = plt.subplots(1, 2, figsize=(11, 3.8), layout="constrained")
     for axis, metric, title in ((axes[0], "miou", "mIoU, %"), (axes[1], "st", "stability ST, %")):
         shown = [kind for kind in kinds if not (metric == "st" and kind == "gt_box")]
@@ -32,9 +38,8 @@ def _draw_kinds(records: dict[str, list[Record]], path: Path) -> None:
                 [[r["figures"]["val"]["summary"][kind]["all"][metric] for kind in shown] for r in records[row.name]]
             )
             x = np.arange(len(shown)) + (place - (len(rows) - 1) / 2) * width
-            colour = {BASE.name: "0.6", FULL.name: "tab:green"}.get(row.name, plt.get_cmap("Blues")(0.3 + 0.1 * place))
             error = values.std(0, ddof=1) if len(values) > 1 else None
-            axis.bar(x, values.mean(0), width, yerr=error, color=colour, label=row.label.replace("`", ""))
+            axis.bar(x, values.mean(0), width, yerr=error, color=COLOURS[row.name], label=row.label.replace("`", ""))
         axis.set_xticks(range(len(shown)), [kinds[kind] for kind in shown])
         axis.set_title(title)
         axis.set_ylim(bottom=40)
@@ -46,13 +51,14 @@ def _draw_kinds(records: dict[str, list[Record]], path: Path) -> None:
 
 def _draw_training(records: dict[str, list[Record]], path: Path) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(11, 3.4), layout="constrained")
-    for row in HEADLINE.rows:
+    for row in SHOWN:
         curves = [record["curve"] for record in records.get(row.name, []) if record.get("curve")]
         if not curves:
             continue
-        colour = "tab:green" if row is FULL else None
         for axis, key in ((axes[0], "loss"), (axes[1], "iou")):
-            axis.plot(curves[0]["step"], curves[0][key], label=row.label.replace("`", ""), color=colour, lw=1.2)
+            axis.plot(
+                curves[0]["step"], curves[0][key], label=row.label.replace("`", ""), color=COLOURS[row.name], lw=1.2
+            )
     for axis, title in ((axes[0], "loss"), (axes[1], "IoU with training masks")):
         axis.set_title(f"{title}, running mean")
         axis.set_xlabel("step")

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 from figures import draw_figures
-from rows import BASE, FULL, HEADLINE, TABLES, Row, Table
+from rows import BASE, FULL, HEADLINE, SHIPPED, TABLES, Row, Table
 from run import RECORDS, STUDY
 
 DOCUMENT = STUDY.parent / "docs" / "results.md"
@@ -28,9 +28,15 @@ def figure(records: list[Record], split: str, kind: str, metric: str, group: str
     return np.array([record["figures"][split]["summary"][kind][group][metric] for record in records])
 
 
-def spread(values: np.ndarray) -> str:
+def evaluated(records: dict[str, list[Record]], row: Row, split: str) -> list[Record]:
+    """The records of a row that have figures for a split."""
+    return [record for record in records.get(row.name, []) if split in record["figures"]]
+
+
+def spread(values: np.ndarray, digits: int = 1) -> str:
     """'70.1', or with several seeds '70.1 ± 0.3', the standard deviation."""
-    return f"{values.mean():.1f}" + (f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else "")
+    deviation = f" ± {values.std(ddof=1):.{digits}f}" if len(values) > 1 else ""
+    return f"{values.mean():.{digits}f}{deviation}"
 
 
 def cell(records: list[Record], split: str, kind: str) -> str:
@@ -46,7 +52,7 @@ def table_lines(table: Table, records: dict[str, list[Record]], split: str = "va
         "|---|---|---|---|---|---|" + "---|" * len(KINDS),
     ]
     for row in table.rows:
-        found = [record for record in records.get(row.name, []) if split in record["figures"]]
+        found = evaluated(records, row, split)
         if found:
             cells = [*training_cells(row, found), str(len(found)), *(cell(found, split, kind) for kind in KINDS)]
         else:
@@ -66,26 +72,27 @@ def training_cells(row: Row, found: list[Record]) -> list[str]:
 
 
 def won_back_lines(records: dict[str, list[Record]], split: str) -> list[str]:
-    """Of what the base loses, how much each row of the headline wins back."""
-    base = records[BASE.name]
+    """Of what the base loses, how much each row of the headline wins back; with several seeds mean ± deviation."""
+    base = evaluated(records, BASE, split)
 
-    def of(row: Row, kind: str, metric: str) -> float:
-        return float(figure(records[row.name], split, kind, metric).mean())
+    def of_base(kind: str, metric: str) -> float:
+        return float(figure(base, split, kind, metric).mean())
 
-    exact, noisy = of(BASE, "gt_box", "miou"), of(BASE, "noisy_box", "miou")
-    missing = 100 - of(BASE, "noisy_box", "st")
+    exact, noisy = of_base("gt_box", "miou"), of_base("noisy_box", "miou")
+    missing = 100 - of_base("noisy_box", "st")
     lines = [
-        "| | GT box | noisy box, won back | ST, of what it lacks | 1 point |",
+        "| | GT box | noisy box, % won back | ST, % of what it lacks | 1 point |",
         "|---|---|---|---|---|",
     ]
     for row in HEADLINE.rows:
-        found = [record for record in records.get(row.name, []) if split in record["figures"]]
+        found = evaluated(records, row, split)
         if not found or row is BASE:
             continue
-        back = (of(row, "noisy_box", "miou") - noisy) / (exact - noisy)
-        steadier = (of(row, "noisy_box", "st") - (100 - missing)) / missing
-        changes = [of(row, kind, "miou") - figure(base, split, kind, "miou").mean() for kind in ("gt_box", "1_point")]
-        lines.append(f"| {row.label} | {changes[0]:+.1f} | {back:.0%} | {steadier:.0%} | {changes[1]:+.1f} |")
+        back = 100 * (figure(found, split, "noisy_box", "miou") - noisy) / (exact - noisy)
+        steadier = 100 * (figure(found, split, "noisy_box", "st") - (100 - missing)) / missing
+        changes = [figure(found, split, kind, "miou").mean() - of_base(kind, "miou") for kind in ("gt_box", "1_point")]
+        cells = [f"{changes[0]:+.1f}", spread(back, 0), spread(steadier, 0), f"{changes[1]:+.1f}"]
+        lines.append(f"| {row.label} | " + " | ".join(cells) + " |")
     return lines
 
 
@@ -101,9 +108,9 @@ def routing_lines(records: dict[str, list[Record]]) -> list[str]:
 
 
 def set_lines(records: dict[str, list[Record]], split: str) -> list[str]:
-    """Base and plugin on each set: mIoU with a GT box, and mIoU and ST with noisy boxes and single points."""
+    """Base and shipped plugin on each set: mIoU with a GT box, and mIoU and ST with noisy boxes and single points."""
     lines = ["| set | GT box | noisy box | 1 point |", "|---|---|---|---|"]
-    rows = [[record for record in records[row.name] if split in record["figures"]] for row in (BASE, FULL)]
+    rows = [evaluated(records, row, split) for row in (BASE, SHIPPED)]
     groups = [name for name in rows[0][0]["figures"][split]["summary"]["gt_box"] if name not in ("sets", "all")]
     for group in [*groups, "sets", "all"]:
         cells = []

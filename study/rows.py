@@ -28,6 +28,7 @@ class Table:
 
 THREE = (0, 1, 2)
 BASE = Row("sam_lite", "`sam_lite` alone", None, tested=True)
+EXACT = Row("dt_exact", "DT, exact boxes only: what more training alone brings", {"method": "dt", "no-robust": True})
 FULL = Row("stable", "Stable-SAM (DSP + RTS + DRP)", {"method": "stable"}, THREE, tested=True)
 SHIPPED = Row(
     "stable_long", "the same, three epochs: the plugin that is shipped", {"method": "stable", "epochs": 3}, tested=True
@@ -41,7 +42,7 @@ HEADLINE = Table(
         BASE,
         Row("pt", "PT: output token and its hypernetwork", {"method": "pt"}, THREE),
         Row("dt", "DT: mask decoder", {"method": "dt"}, THREE, tested=True),
-        Row("dt_exact", "DT, exact boxes only: what more training alone brings", {"method": "dt", "no-robust": True}),
+        EXACT,
         Row("lora", "LoRA on the decoder's queries and values", {"method": "lora"}, THREE),
         Row("adapter", "Adapter behind the decoder's MLPs", {"method": "adapter"}, THREE),
         FULL,
