@@ -8,12 +8,10 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from rows import BASE, EXACT, FULL, HEADLINE, SHIPPED
+from rows import BASE, FULL, HEADLINE, SHIPPED
 
 Record = dict
-# All but the row that was trained on other prompts.
-SHOWN = [row for row in HEADLINE.rows if row is not EXACT]
-BASELINES = [row for row in SHOWN if row not in (BASE, FULL, SHIPPED)]
+BASELINES = [row for row in HEADLINE.rows if row not in (BASE, FULL, SHIPPED)]
 COLOURS = {BASE.name: "0.6", FULL.name: "tab:green", SHIPPED.name: "darkgreen"} | {
     row.name: plt.get_cmap("Blues")(0.35 + 0.15 * place) for place, row in enumerate(BASELINES)
 }
@@ -28,7 +26,7 @@ def draw_figures(records: dict[str, list[Record]], folder: Path) -> None:
 
 def _draw_kinds(records: dict[str, list[Record]], path: Path) -> None:
     kinds = {"gt_box": "GT box", "noisy_box": "noisy box", "1_point": "1 point", "3_points": "3 points"}
-    rows = [row for row in SHOWN if row.name in records]
+    rows = [row for row in HEADLINE.rows if row.name in records]
     figure, axes = plt.subplots(1, 2, figsize=(11, 3.8), layout="constrained")
     for axis, metric, title in ((axes[0], "miou", "mIoU, %"), (axes[1], "st", "stability ST, %")):
         shown = [kind for kind in kinds if not (metric == "st" and kind == "gt_box")]
@@ -51,7 +49,7 @@ def _draw_kinds(records: dict[str, list[Record]], path: Path) -> None:
 
 def _draw_training(records: dict[str, list[Record]], path: Path) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(11, 3.4), layout="constrained")
-    for row in SHOWN:
+    for row in HEADLINE.rows:
         curves = [record["curve"] for record in records.get(row.name, []) if record.get("curve")]
         if not curves:
             continue
