@@ -84,7 +84,7 @@ def tests(*files: str) -> Callable[[Run], dict[str, Command]]:
 def benchmark(name: str, seconds: int) -> Callable[[Run], dict[str, Command]]:
     def commands(run: Run) -> dict[str, Command]:
         words = [PYTHON, f"bench/gpu_{name}.py", "--output", str(run.figures(name))]
-        words += ["--device", "cpu", "--tiny", "--seconds", "20"] if run.dry else ["--seconds", str(seconds)]
+        words += ["--device", "cpu", "--tiny", "--seconds", "120"] if run.dry else ["--seconds", str(seconds)]
         return {name: Command(words)}
 
     return commands
