@@ -47,9 +47,9 @@ class HeadCase:
 
 
 def make_head_inputs(
-    case: HeadCase, dtype: torch.dtype, device: str = "cpu", seed: int = 0
+    case: HeadCase, dtype: torch.dtype, device: str = "cpu", seed: int = 0, normalised: bool = False
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Random inputs, and the gradient of the output."""
+    """Random inputs, and the gradient of the output; ``normalised``: both convolutions' results have size 1."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
@@ -66,6 +66,9 @@ def make_head_inputs(
         "pointwise_weight": normal(2, channels, 1, 1),
         "pointwise_bias": normal(2),
     }
+    if normalised:
+        factors = {"depthwise_weight": 1 / size, "pointwise_weight": max(channels, 1) ** -0.5}
+        inputs |= {name: with_layout(inputs[name] * factor, case.layout) for name, factor in factors.items()}
     return inputs, normal(case.batch, 2, case.height, case.width)
 
 

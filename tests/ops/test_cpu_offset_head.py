@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from offset_head_cases import HEAD_NAMES, HeadCase, head_truth, make_head_inputs, run_head
+from head_cases import HEAD_NAMES, HeadCase, head_truth, make_head_inputs, run_and_differentiate
 from tolerances import HEAD_BACKWARD, HEAD_FORWARD, assert_matches
 from torch import Tensor
 
@@ -36,9 +36,9 @@ CASES = [
 
 
 def check(case: HeadCase, dtype: torch.dtype) -> None:
-    inputs, grad_output = make_head_inputs(case, dtype)
+    inputs, grad_output = make_head_inputs(case, dtype, normalised=True)
     expected, expected_gradients = head_truth(inputs, case.eps, grad_output)
-    output, gradients = run_head(OPERATIONS.offset_head, inputs, case.eps, grad_output)
+    output, gradients = run_and_differentiate(OPERATIONS.offset_head, inputs, case.eps, grad_output)
     assert output.dtype == dtype and output.is_contiguous()
     assert_matches("output", output, expected, HEAD_FORWARD[dtype])
     for name, gradient in gradients.items():
@@ -60,7 +60,7 @@ def test_output_and_gradients_match_the_reference(case: HeadCase, dtype: torch.d
 @pytest.mark.parametrize("grad_mask", [0, *(1 << bit for bit in range(7)), EVERY - 1, EVERY])
 def test_only_gradients_asked_for_are_computed(grad_mask: int) -> None:
     case = HeadCase("asked", channels=12, height=19)
-    inputs, grad_output = make_head_inputs(case, torch.float32)
+    inputs, grad_output = make_head_inputs(case, torch.float32, normalised=True)
     _, expected = head_truth(inputs, case.eps, grad_output)
     gradients = OPERATIONS.offset_head_backward(grad_output, *inputs.values(), case.eps, grad_mask)
     for bit, (name, gradient) in enumerate(zip(HEAD_NAMES, gradients, strict=True)):
@@ -73,7 +73,9 @@ def test_only_gradients_asked_for_are_computed(grad_mask: int) -> None:
 @pytest.mark.parametrize("kernel_size", [1, 3])
 def test_gradcheck(kernel_size: int) -> None:
     inputs, _ = make_head_inputs(
-        HeadCase("small", batch=2, channels=3, height=3, width=2, kernel_size=kernel_size), torch.float64
+        HeadCase("small", batch=2, channels=3, height=3, width=2, kernel_size=kernel_size),
+        torch.float64,
+        normalised=True,
     )
     leaves = [tensor.requires_grad_() for tensor in inputs.values()]
     assert torch.autograd.gradcheck(lambda *tensors: OPERATIONS.offset_head(*tensors, 1e-2), leaves)
@@ -81,7 +83,7 @@ def test_gradcheck(kernel_size: int) -> None:
 
 def test_opcheck() -> None:
     case = HeadCase("opcheck", channels=3, height=3, width=4, kernel_size=3)
-    inputs, grad_output = make_head_inputs(case, torch.float32)
+    inputs, grad_output = make_head_inputs(case, torch.float32, normalised=True)
     leaves = [tensor.requires_grad_() for tensor in inputs.values()]
     tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
     torch.library.opcheck(OPERATIONS.offset_head.default, (*leaves, 1e-6), test_utils=tests)
@@ -96,13 +98,13 @@ def test_opcheck() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_results_do_not_depend_on_the_number_of_threads(dtype: torch.dtype) -> None:
     case = HeadCase("threads", batch=3, channels=20, height=35, width=11)
-    inputs, grad_output = make_head_inputs(case, dtype)
+    inputs, grad_output = make_head_inputs(case, dtype, normalised=True)
     threads = torch.get_num_threads()
     results = []
     try:
         for count in (1, 2, 3, 2):
             torch.set_num_threads(count)
-            output, gradients = run_head(OPERATIONS.offset_head, inputs, case.eps, grad_output)
+            output, gradients = run_and_differentiate(OPERATIONS.offset_head, inputs, case.eps, grad_output)
             results.append([output, *gradients.values()])
     finally:
         torch.set_num_threads(threads)
@@ -134,7 +136,7 @@ def test_gelu_is_exact_to_the_last_places(dtype: torch.dtype) -> None:
 
 def test_a_nan_feature_stays_within_the_kernel() -> None:
     case = HeadCase("nan", batch=2, channels=5, height=9, width=17, kernel_size=3)
-    inputs, _ = make_head_inputs(case, torch.float32)
+    inputs, _ = make_head_inputs(case, torch.float32, normalised=True)
     clean = OPERATIONS.offset_head(*inputs.values(), case.eps)
     inputs["features"][0, 3, 4, 15] = torch.nan
     output = OPERATIONS.offset_head(*inputs.values(), case.eps)
@@ -150,7 +152,7 @@ def test_a_nan_feature_stays_within_the_kernel() -> None:
 )
 def test_no_pixels_at_all(sizes: dict[str, int]) -> None:
     case = HeadCase("empty", **sizes)
-    inputs, grad_output = make_head_inputs(case, torch.float32)
+    inputs, grad_output = make_head_inputs(case, torch.float32, normalised=True)
     output = OPERATIONS.offset_head(*inputs.values(), case.eps)
     assert output.shape == (case.batch, 2, case.height, case.width)
     gradients = OPERATIONS.offset_head_backward(grad_output, *inputs.values(), case.eps, EVERY)
@@ -160,7 +162,7 @@ def test_no_pixels_at_all(sizes: dict[str, int]) -> None:
 
 def test_the_public_function_takes_the_kernels() -> None:
     case = HeadCase("public", channels=16)
-    inputs, _ = make_head_inputs(case, torch.float32)
+    inputs, _ = make_head_inputs(case, torch.float32, normalised=True)
     output = offset_head(**inputs, backend="cpu")
     assert torch.equal(output, OPERATIONS.offset_head(*inputs.values(), 1e-6))
     assert torch.equal(output, offset_head(**inputs))
@@ -194,7 +196,7 @@ RAW_CALLS: dict[str, tuple[dict[str, Tensor], str]] = {
 
 @pytest.mark.parametrize(("change", "message"), RAW_CALLS.values(), ids=RAW_CALLS.keys())
 def test_the_raw_operators_refuse_what_would_leave_a_tensor(change: dict[str, Tensor], message: str) -> None:
-    inputs, grad_output = make_head_inputs(HeadCase("good"), torch.float32)
+    inputs, grad_output = make_head_inputs(HeadCase("good"), torch.float32, normalised=True)
     arguments = {**inputs, **change}
     with pytest.raises(RuntimeError, match=message):
         OPERATIONS.offset_head(*arguments.values(), 1e-6)
@@ -204,7 +206,7 @@ def test_the_raw_operators_refuse_what_would_leave_a_tensor(change: dict[str, Te
 
 @pytest.mark.parametrize("shape", [(2, 2, 5, 6), (1, 2, 5, 7), (2, 1, 5, 7), (2, 2, 5)], ids=str)
 def test_the_raw_backward_refuses_a_wrong_gradient(shape: tuple[int, ...]) -> None:
-    inputs, _ = make_head_inputs(HeadCase("good"), torch.float32)
+    inputs, _ = make_head_inputs(HeadCase("good"), torch.float32, normalised=True)
     with pytest.raises(RuntimeError, match="grad_output: expected"):
         OPERATIONS.offset_head_backward(torch.zeros(shape), *inputs.values(), 1e-6, EVERY)
 
@@ -237,7 +239,7 @@ def test_every_instruction_set_is_exact(capability: str, allowed: set[str]) -> N
 
 
 def test_the_reference_is_differentiable_twice_and_the_kernels_say_so() -> None:
-    inputs, _ = make_head_inputs(HeadCase("twice", channels=2, height=2, width=2), torch.float32)
+    inputs, _ = make_head_inputs(HeadCase("twice", channels=2, height=2, width=2), torch.float32, normalised=True)
     leaves = [tensor.requires_grad_() for tensor in inputs.values()]
     for operation, twice in ((reference.offset_head, True), (OPERATIONS.offset_head, False)):
         (gradient,) = torch.autograd.grad(operation(*leaves, 1e-6).sum(), leaves[:1], create_graph=True)
