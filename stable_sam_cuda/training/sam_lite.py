@@ -271,9 +271,7 @@ def train(args: argparse.Namespace) -> None:
         smooth_loss = loss.item() if smooth_loss is None else 0.98 * smooth_loss + 0.02 * loss.item()
         smooth_overlap = overlap if smooth_overlap is None else 0.98 * smooth_overlap + 0.02 * overlap
         if first and step % 20 == 0:
-            report(
-                {"step": step, "minutes": round(minutes, 2), "lr": rate, "loss": smooth_loss, "iou": smooth_overlap}
-            )
+            report({"step": step, "minutes": round(minutes, 2), "lr": rate, "loss": smooth_loss, "iou": smooth_overlap})
         if first and minutes > next_validation:
             next_validation += args.validate_minutes
             save_weights(average.module, args.out / "sam_lite.safetensors", variant=args.variant)
