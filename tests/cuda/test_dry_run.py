@@ -19,24 +19,32 @@ def rehearse(folder: Path, *words: str) -> tuple[subprocess.CompletedProcess[str
     return done, json.loads(record.read_text())
 
 
+def measured(benchmark: dict) -> set[tuple[str, str, str]]:
+    """Operation, provider and mode of every figure."""
+    return {(r["operation"], r["provider"], r["mode"]) for r in benchmark["records"] if "microseconds" in r}
+
+
 @pytest.mark.slow
 def test_every_part_runs_or_says_why_not(tmp_path: Path) -> None:
     done, record = rehearse(tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     statuses = {name: part["status"] for name, part in record["parts"].items()}
-    ran = dict.fromkeys(("build", "tests", "attention_tests", "attention", "sampler", "fuzz"), "passed")
+    ran = dict.fromkeys(("build", "tests", "attention_tests", "attention", "sampler", "decoder", "fuzz"), "passed")
     assert statuses == ran | {"sanitizer": "left out", "profile": "left out"}
     for name in ("sanitizer", "profile"):
         for command in record["parts"][name]["commands"].values():
             assert command["reason"] == "needs a CUDA device"
-    measured = {(r["provider"], r["mode"]) for r in record["sampler"]["records"] if "microseconds" in r}
-    assert {("cpu", "forward"), ("cpu", "backward"), ("eager", "forward"), ("eager", "backward")} <= measured
-    measured = {
-        (r["operation"], r["provider"], r["mode"]) for r in record["attention"]["records"] if "microseconds" in r
-    }
-    for provider in ("fused", "eager"):
-        assert {("layer", provider, "forward"), ("layer", provider, "backward")} <= measured
-    assert {("plain", "eager", "forward"), ("plain", "sdpa", "forward")} <= measured
+    assert {("deformable_sample", p, m) for p in ("cpu", "eager") for m in ("forward", "backward")} <= measured(
+        record["sampler"]
+    )
+    layers = {("layer", p, m) for p in ("fused", "eager") for m in ("forward", "backward")}
+    assert layers | {("plain", p, "forward") for p in ("eager", "sdpa")} <= measured(record["attention"])
+    decoders = {("decoder", p, "forward") for p in ("fused", "sam", "sam, shared")}
+    predictors = {("set_image + predict", p, "forward") for p in ("fused", "sam")}
+    trainings = {("training_step", p, "step") for p in ("fused", "eager", "reference")}
+    assert decoders | predictors | trainings <= measured(record["decoder"])
+    for name in ("sampler", "attention", "decoder"):
+        assert record[name]["copy_gb_per_s"] > 0 and record[name]["matmul_tflop_per_s"] > 0
     assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".md", ".log"}
 
 
