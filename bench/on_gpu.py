@@ -2,8 +2,9 @@
 
     bench/on_gpu.sh [--seconds 580] [--parts build tests ...] [--dry-run]
 
-Needs torch 2.11 or later with CUDA, Triton, nvcc, pytest; reaches for nothing outside the machine. Parts run most
-valuable first, each within its own time. Results go to $OUT, or to bench/results/<gpu>/ without it:
+Needs torch 2.11 or later with CUDA, Triton, nvcc, pytest, and for the decoder's part segment_anything; reaches for
+nothing outside the machine. Parts run most valuable first, each within its own time. Results go to $OUT, or to
+bench/results/<gpu>/ without it:
     <date>-<commit>.json   every part's outcome and every figure;  .md   the same to read;  .log   all output
 A part recorded as passed for this very commit is not run again. Figures are compared with the last record of the same
 GPU in bench/results/<gpu>/: more than 5 % slower is a failure. --dry-run needs no GPU: it does what a CPU can at

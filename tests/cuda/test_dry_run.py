@@ -11,8 +11,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def rehearse(folder: Path, *words: str) -> tuple[subprocess.CompletedProcess[str], dict]:
-    environment = os.environ | {"OUT": str(folder), "PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": ""}
+def rehearse(folder: Path, *words: str, **variables: str) -> tuple[subprocess.CompletedProcess[str], dict]:
+    environment = os.environ | {"OUT": str(folder), "PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": ""} | variables
     command = [ROOT / "bench" / "on_gpu.sh", "--dry-run", *words]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     (record,) = folder.glob("*.json")
@@ -46,6 +46,16 @@ def test_every_part_runs_or_says_why_not(tmp_path: Path) -> None:
     for name in ("sampler", "attention", "decoder"):
         assert record[name]["copy_gb_per_s"] > 0 and record[name]["matmul_tflop_per_s"] > 0
     assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".md", ".log"}
+
+
+def test_without_segment_anything_the_decoder_is_left_out_and_that_is_said(tmp_path: Path) -> None:
+    (tmp_path / "segment_anything.py").write_text("raise ImportError('not on this machine')")
+    done, record = rehearse(tmp_path, "--parts", "decoder", PYTHONPATH=str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    (command,) = record["parts"]["decoder"]["commands"].values()
+    assert command["status"] == "left out"
+    assert command["reason"] == "needs segment_anything: ImportError: not on this machine"
+    assert "decoder" not in record
 
 
 def test_time_that_is_up_is_said(tmp_path: Path) -> None:
