@@ -15,6 +15,8 @@ from torch import Tensor
 Record = dict[str, object]
 Job = tuple[Record, Callable[[], Iterator[Record]]]  # what is measured, and its measurement
 
+LARGEST_ERROR_OF_REPLAY = 2e-2  # in half types a graph may take matrix products of another order of summation
+
 
 @dataclass(frozen=True)
 class Session:
@@ -85,18 +87,34 @@ class Session:
         return records
 
 
-def captured(call: Callable[[], object]) -> Callable[[], object]:
-    """The same work replayed as one CUDA graph: launch times, which rule where prompts are few, stay out of it."""
+def captured(call: Callable[[], Tensor | tuple[Tensor, ...]]) -> Callable[[], object]:
+    """The same work replayed as one CUDA graph: launch times, which rule where prompts are few, stay out of it.
+
+    Raises:
+        RuntimeError: ``call`` cannot be captured, or a replay gives other results than the call.
+    """
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):  # kernels are compiled and loaded before, not while, a graph is captured
         for _ in range(3):
             call()
     torch.cuda.current_stream().wait_stream(stream)
+    truths = results_of(call)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        call()
+        replayed = results_of(call)
+    for result in replayed:
+        result.fill_(torch.nan)
+    graph.replay()
+    errors = [relative_error(result, truth.double()) for result, truth in zip(replayed, truths, strict=True)]
+    if not all(error < LARGEST_ERROR_OF_REPLAY for error in errors):  # also where NaN
+        raise RuntimeError(f"a replay gives other results than the call: relative errors {errors}")
     return graph.replay
+
+
+def results_of(call: Callable[[], Tensor | tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    results = call()
+    return (results,) if isinstance(results, Tensor) else results
 
 
 def reason(error: Exception) -> str:
