@@ -4,6 +4,7 @@
 #   make test     style and all tests
 #   make lint     style only
 #   make bench    the benchmarks that this machine can run, each verified before it is timed
+#   make performance   write docs/performance.md anew from the records that are there; measures nothing
 #   make results DATA=dir   train and evaluate every row of docs/results.md that has no record yet, and write it anew
 #   make clean    remove what was built; the environment stays
 #   make distclean  remove the environment, too
@@ -22,7 +23,7 @@ COMPILED_SOURCES := $(shell find csrc -type f)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint bench results clean distclean
+.PHONY: demo test lint bench performance results clean distclean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -46,6 +47,9 @@ bench: $(VENV)/.installed-dev
 	@if $(BIN)/python -c "import sys, torch; sys.exit(not torch.cuda.is_available())"; \
 	then PYTHON=$(BIN)/python bench/on_gpu.sh; \
 	else echo "==> no CUDA device: bench/on_gpu.sh was not run"; fi
+
+performance: $(VENV)/.installed-dev
+	$(BIN)/python bench/report.py
 
 results: $(VENV)/.installed-dev
 	@test -n "$(DATA)" || { echo "DATA: expected a folder of pictures with masks (docs/data.md), got none"; exit 2; }

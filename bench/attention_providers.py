@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from attention_shapes import HEAD, HEADS, MAX_OFFSET, PROJECTION, LayerTensors
+from attention_shapes import HEAD, HEADS, MAX_OFFSET, PROJECTION, LayerTensors, Size
 from sampler_providers import eager as eager_sampler
 from torch import Tensor
 
@@ -101,8 +101,28 @@ class Operation(NamedTuple):
     """What contestants compute alike."""
 
     truth: Step  # in float64
-    trained: tuple[str, ...]  # tensors whose gradients are timed; none: the forward alone
+    trained: tuple[str, ...]  # tensors whose gradients are timed
     maps: dict[str, int]  # image-sized tensors, fewest that are read or written
+    flops: Callable[[Size], float]  # of the forward, fewest: a multiply-add is 2; norms and softmax are not counted
+
+
+def projection_flops(size: Size) -> float:
+    return 2 * size.channels * size.map_elements
+
+
+def head_flops(size: Size) -> float:
+    """25 taps of the depthwise convolution, two offsets."""
+    return 2 * (25 + 2) * size.map_elements
+
+
+def pooling_flops(size: Size) -> float:
+    """Attention with its projections absorbed: each head and token is a row, which meets every pixel twice."""
+    return 2 * 2 * HEADS * size.tokens * size.map_elements
+
+
+def attention_flops(size: Size) -> float:
+    """4 taps and a blend, then the rows."""
+    return 10 * size.map_elements + pooling_flops(size)
 
 
 # Forward the projection moves 2 maps, the head 1, the attention 2. Backward the attention moves 4 (x and x* read, both
@@ -112,15 +132,20 @@ OPERATIONS = {
         lambda tensors: own_layer(tensors, "reference"),
         ("features", "alpha", *PROJECTION, *HEAD),
         {"forward": 5, "backward": 10},
+        lambda size: projection_flops(size) + head_flops(size) + attention_flops(size),
     ),
-    "plain": Operation(plain, (), {"forward": 1}),
+    "plain": Operation(plain, ("queries", "features"), {"forward": 1, "backward": 2}, pooling_flops),
     "offset_head": Operation(
-        lambda tensors: own_head(tensors, "reference"), ("projected", *HEAD), {"forward": 1, "backward": 2}
+        lambda tensors: own_head(tensors, "reference"),
+        ("projected", *HEAD),
+        {"forward": 1, "backward": 2},
+        head_flops,
     ),
     "attention": Operation(
         lambda tensors: own_attention(tensors, "reference"),
         ("features", "alpha", "projected", "offsets"),
         {"forward": 2, "backward": 4},
+        attention_flops,
     ),
 }
 

@@ -21,8 +21,12 @@ class Size(NamedTuple):
     width: int = 64
 
     @property
+    def map_elements(self) -> int:
+        return self.batch * self.channels * self.height * self.width
+
+    @property
     def map_bytes(self) -> int:
-        return self.batch * self.channels * self.height * self.width * self.dtype.itemsize
+        return self.map_elements * self.dtype.itemsize
 
     @property
     def facts(self) -> dict[str, object]:
@@ -33,6 +37,7 @@ class Size(NamedTuple):
 SIZES = [  # the most telling first
     *(Size(torch.bfloat16, batch) for batch in (64, 16, 1, 256)),
     *(Size(torch.float32, batch) for batch in (64, 1, 16, 256)),
+    *(Size(torch.float16, batch) for batch in (64, 1, 16, 256)),
 ]
 TINY = [Size(torch.float32, 2, 3, 16, 5, 6), Size(torch.bfloat16, 2, 3, 16, 5, 6)]
 

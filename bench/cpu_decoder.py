@@ -22,6 +22,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import torch
+from decoder_models import models
 from segment_anything import SamPredictor
 from segment_anything.modeling import Sam
 from timing import ROOT, commit, machine
@@ -31,28 +32,16 @@ from turns import cpu_facts, summary, time_in_turns
 from stable_sam_cuda.backends import find_for_attention
 from stable_sam_cuda.modules import attention
 from stable_sam_cuda.modules.attention import AttentionPath, choose_path
-from stable_sam_cuda.sam import StableSamPredictor, load_sam, plugin_of, stabilize
+from stable_sam_cuda.sam import StableSamPredictor, plugin_of
 from stable_sam_cuda.sam.shared_decoder import THREE_MASKS, decode
 
-SIDE = 64  # SAM's image embedding at 1024 pixels
+SIDE = 64  # of SAM's image embedding
 PICTURE = (512, 512)  # the size to which the predictor brings masks
 VERIFIED = 4  # prompts: in float64 SAM's own forward takes a GB for every 16
 LARGEST_ERROR = 1e-3  # of logits, over their root mean square in float64
 
 Answer = tuple[Tensor, Tensor]
 Contestant = tuple[Callable[[], object], AbstractContextManager]
-
-
-def models() -> tuple[Sam, Sam]:
-    """Plain and stabilised, with a plugin no weight of which is at its initial value."""
-    plain = load_sam("sam_lite", device="cpu").requires_grad_(False)
-    plain.prompt_encoder.image_embedding_size = (SIDE, SIDE)
-    stable = stabilize(deepcopy(plain))
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in plugin_of(stable).parameters():
-            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
-    return plain, stable
 
 
 def on_path(path: AttentionPath) -> AbstractContextManager:
@@ -199,7 +188,7 @@ def main() -> None:
     for use, gradients in {"inference": False, "training": True}.items():
         record[f"path_for_{use}"] = choose_path("auto", torch.device("cpu"), torch.float32, gradients=gradients).value
         print(f"path for {use}: {record[f'path_for_{use}']}")
-    plain, stable = models()
+    plain, stable = models(torch.device("cpu"))
     compiled = torch.compile(plain.mask_decoder) if options.compile else None
     for count in options.prompts:
         prompts, calls = Prompts(plain, stable, count, options.points), max(1, 4 // count)

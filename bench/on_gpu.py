@@ -2,8 +2,9 @@
 
     bench/on_gpu.sh [--seconds 580] [--parts build tests ...] [--dry-run]
 
-Needs torch 2.11 or later with CUDA, Triton, nvcc, pytest; reaches for nothing outside the machine. Parts run most
-valuable first, each within its own time. Results go to $OUT, or to bench/results/<gpu>/ without it:
+Needs torch 2.11 or later with CUDA, Triton, nvcc, pytest, and for the decoder's part segment_anything; reaches for
+nothing outside the machine. Parts run most valuable first, each within its own time. Results go to $OUT, or to
+bench/results/<gpu>/ without it:
     <date>-<commit>.json   every part's outcome and every figure;  .md   the same to read;  .log   all output
 A part recorded as passed for this very commit is not run again. Figures are compared with the last record of the same
 GPU in bench/results/<gpu>/: more than 5 % slower is a failure. --dry-run needs no GPU: it does what a CPU can at
@@ -22,12 +23,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from regression import last_record, slower
-from tables import attention_table, sampler_table
+from regression import BENCHMARKS, last_record, slower
+from tables import ceilings, figures_table
 from timing import ROOT, commit
 
 PYTHON = sys.executable
@@ -90,6 +91,14 @@ def benchmark(name: str, seconds: int) -> Callable[[Run], dict[str, Command]]:
     return commands
 
 
+def decoder(run: Run) -> dict[str, Command]:
+    """Needs segment_anything, which a bare machine lacks: bench/QUEUE.md tells how to bring it."""
+    (name, command), *_ = benchmark("decoder", 50)(run).items()
+    found = subprocess.run([PYTHON, "-c", "import segment_anything"], capture_output=True, text=True)
+    why_not = None if found.returncode == 0 else f"needs segment_anything: {found.stderr.strip().splitlines()[-1]}"
+    return {name: replace(command, why_not=why_not)}
+
+
 def sanitizer(run: Run) -> dict[str, Command]:
     checker = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path="/usr/local/cuda/bin")
     why_not = "compute-sanitizer is not installed" if checker is None else None
@@ -133,17 +142,18 @@ PARTS = [
     Part("attention_tests", 110, tests("test_attention_on_gpu.py")),
     Part("attention", 120, benchmark("attention", 80)),
     Part("sampler", 90, benchmark("sampler", 65)),
+    Part("decoder", 70, decoder),
     Part("sanitizer", 60, sanitizer),
     Part("fuzz", 45, fuzz),
     Part("profile", 45, profile),
 ]
-TABLES = {"sampler": sampler_table, "attention": attention_table}  # of the parts that measure
 
 
 def run_part(part: Part, run: Run, seconds: float, log: Path) -> dict[str, object]:
     """The part's record; its output is appended to ``log``."""
     commands = part.commands(run)
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]  # packages may have come along in a folder
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
     begun, deadline = time.monotonic(), time.monotonic() + seconds
     outputs = {name: run.folder / f"{part.name}-{name}.log" for name in commands}
     processes = {}
@@ -196,7 +206,7 @@ def passed_before(folders: list[Path], name: str) -> dict[str, dict]:
             for part, facts in record["parts"].items():
                 if facts["status"] == "passed" and part != "build" and not record["dry_run"]:
                     done[part] = facts | {"recorded_in": path.name}
-                    if part in TABLES:
+                    if part in BENCHMARKS:
                         done[part]["figures"] = record.get(part)
     return done
 
@@ -215,10 +225,9 @@ def summary(record: dict) -> str:
             lines.append(f"| {name} | {facts['status']} | | |")
     if record.get("slower"):
         lines += ["", f"Slower than in {record['compared_with']}:", "", *[f"- {line}" for line in record["slower"]]]
-    for name, table in TABLES.items():
+    for name in BENCHMARKS:
         if record.get(name):
-            copy = record[name]["copy_gb_per_s"]
-            lines += ["", f"Copy bandwidth {copy:.0f} GB/s, read and written.", "", table(record[name]["records"])]
+            lines += ["", f"## {name}", "", ceilings(record[name]), "", figures_table(record[name]["records"])]
     return "\n".join(lines) + "\n"
 
 
@@ -254,7 +263,7 @@ def main() -> int:
             left = deadline - time.monotonic()
             if part.name in before:
                 record["parts"][part.name] = before[part.name]
-                if part.name in TABLES:
+                if part.name in BENCHMARKS:
                     record[part.name] = before[part.name].pop("figures")
             elif left < 5:
                 record["parts"][part.name] = {"status": "not begun: out of time"}
@@ -263,7 +272,7 @@ def main() -> int:
                 own_time = part.seconds * (4 if options.dry_run else 1)
                 record["parts"][part.name] = run_part(part, run, min(own_time, left), log)
             print(f"{part.name}: {record['parts'][part.name]['status']}", flush=True)
-            if part.name in TABLES and run.figures(part.name).exists():
+            if part.name in BENCHMARKS and run.figures(part.name).exists():
                 record[part.name] = json.loads(run.figures(part.name).read_text())
             if last is not None:
                 record |= {"compared_with": last.name, "slower": slower(json.loads(last.read_text()), record)}

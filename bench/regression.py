@@ -3,7 +3,8 @@
     python bench/regression.py OLD.json NEW.json
 
 Both are records of bench/on_gpu.py. A figure is slower where its median exceeds the earlier one by more than 5 %; the
-exit code is 1 where one is. Figures that either record lacks, and those of other providers, are not compared.
+exit code is 1 where one is. Figures that either record lacks, those of other providers and those that depend on the
+host's speed (predictor, decoder of one prompt without a graph) are not compared.
 """
 
 import argparse
@@ -13,7 +14,7 @@ from pathlib import Path
 
 LIMIT = 1.05
 OWN = ("cuda", "triton", "fused")
-BENCHMARKS = ("sampler", "attention")  # parts of a record that hold figures
+BENCHMARKS = ("sampler", "attention", "decoder")  # parts of a record that hold figures
 _KEY = ("operation", "provider", "dtype", "B", "T", "C", "H", "W", "max_offset", "mode", "cache")
 
 
@@ -23,7 +24,7 @@ def medians(record: dict) -> dict[tuple, float]:
     return {
         tuple(figure.get(name) for name in _KEY): figure["microseconds"]["median"]
         for figure in figures
-        if figure["provider"] in OWN and "microseconds" in figure
+        if figure["provider"] in OWN and "microseconds" in figure and not figure.get("host_work")
     }
 
 

@@ -96,6 +96,13 @@ def copy_bandwidth(clock: Clock) -> float:
     return 2 * 4 * elements / (clock.time(lambda: target.copy_(source), most=30).median * 1e-6)
 
 
+def matmul_rate(clock: Clock) -> float:
+    """FLOP a second of a large bfloat16 matrix product on random data: the ceiling of compute-bound kernels."""
+    side = 8192 if clock.device.type == "cuda" else 256
+    left, right = (torch.randn(side, side, device=clock.device).to(torch.bfloat16) for _ in range(2))
+    return 2 * side**3 / (clock.time(lambda: left @ right, warm=True, most=20).median * 1e-6)
+
+
 def commit() -> str:
     """Short name of the commit, "+" where the tree differs from it; STABLE_SAM_COMMIT where there is no repository."""
     if os.environ.get("STABLE_SAM_COMMIT"):
@@ -114,6 +121,7 @@ def machine(device: torch.device) -> dict[str, object]:
     facts: dict[str, object] = {"python": platform.python_version(), "torch": torch.__version__, "commit": commit()}
     facts["cuda"] = torch.version.cuda
     facts["allow_tf32"] = torch.backends.cuda.matmul.allow_tf32
+    facts["allow_tf32_in_convolutions"] = torch.backends.cudnn.allow_tf32
     try:
         import triton
 

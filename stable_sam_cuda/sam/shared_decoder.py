@@ -64,7 +64,9 @@ def decode_shared(
     tokens, features = _transform(decoder.transformer, tokens, features, position)
     mask_tokens = tokens[:, 1 : 1 + decoder.num_mask_tokens]
     logits = mask_logits(decoder, features.unflatten(1, image.shape[2:]), mask_tokens, masks)
-    return logits, decoder.iou_prediction_head(tokens[:, 0])[:, list(masks)]
+    scores = decoder.iou_prediction_head(tokens[:, 0])
+    # One by one: a list as an index is copied to a GPU each time, which the host waits for and no CUDA graph can hold.
+    return logits, torch.stack([scores[:, index] for index in masks], dim=1)
 
 
 def _decode_as_sam_does(

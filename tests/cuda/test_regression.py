@@ -39,9 +39,20 @@ def test_4_percent_is_noise_and_what_others_do_is_theirs(old: dict, tmp_path: Pa
     new = copy.deepcopy(old)
     new["sampler"]["records"] = [figure("deformable_sample", "cuda", 104.0), figure("deformable_sample", "eager", 2e3)]
     new["attention"]["records"].append(figure("attention", "fused", 50.0))  # new: nothing to compare it with
+    predicted = [figure("predict", "fused", 1e4) | {"host_work": True}]  # of another host
+    old["decoder"], new["decoder"] = {"records": predicted}, {"records": [figure("predict", "fused", 2e4)]}
+    new["decoder"]["records"][0]["host_work"] = True
     done = compare(old, new, tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "none of 2 common figures is slower" in done.stdout
+
+
+def test_the_decoder_is_compared_too(old: dict, tmp_path: Path) -> None:
+    new = copy.deepcopy(old)
+    for record, median in ((old, 900.0), (new, 1000.0)):
+        record["decoder"] = {"records": [figure("decoder", "fused", median)]}
+    done = compare(old, new, tmp_path)
+    assert done.returncode == 1 and "decoder, fused, bfloat16, 64, forward, cold" in done.stdout
 
 
 def test_6_percent_is_named(old: dict, tmp_path: Path) -> None:
