@@ -35,17 +35,22 @@ def write_parts(files: Iterable[tuple[str, bytes]], out: Path, part_bytes: int) 
     paths = []
     for index, members in enumerate(_grouped(files, part_bytes)):
         paths.append(out / f"part-{index:02d}.tar")
-        with atomic_write(paths[-1]) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
-            for name, content in members:
-                member = tarfile.TarInfo(name)  # its owner, time and mode are the same everywhere
-                member.size = len(content)
-                tar.addfile(member, io.BytesIO(content))
+        write_tar(members, paths[-1])
     sums = [_sha256(path) for path in paths]
     common = {"format": FORMAT, "version": VERSION, "pack": _pack_name(sums), "parts": len(paths)}
     for index, (path, digest) in enumerate(zip(paths, sums, strict=True)):
         manifest = {**common, "part": index, "file": path.name, "bytes": path.stat().st_size, "sha256": digest}
         save_bytes(path.with_suffix(".json"), json.dumps(manifest, indent=1).encode())
     return paths
+
+
+def write_tar(files: Iterable[tuple[str, bytes]], path: Path) -> None:
+    """Write names and contents into an archive that appears whole or not at all."""
+    with atomic_write(path) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for name, content in files:
+            member = tarfile.TarInfo(name)  # its owner, time and mode are the same everywhere
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
 
 
 def _grouped(files: Iterable[tuple[str, bytes]], part_bytes: int) -> Iterator[list[tuple[str, bytes]]]:
@@ -81,15 +86,28 @@ def read_parts(folder: Path, allowed: Callable[[str], bool] = lambda name: True)
     """
     paths = _checked_parts(folder)
     for path in paths:
-        with tarfile.open(path) as tar:
-            for member in tar:
-                if not (member.isfile() and _stays_below(member.name) and allowed(member.name)):
-                    raise ValueError(f"unpack: expected pictures, masks and splits.json, got {member.name!r} in {path}")
+        check_members(path, allowed)
     for path in paths:
-        with tarfile.open(path) as tar:
-            for member in tar:
-                content = tar.extractfile(member)
-                yield member.name, content.read() if content else b""
+        yield from read_tar(path)
+
+
+def check_members(path: Path, allowed: Callable[[str], bool] = lambda name: True) -> None:
+    """
+    Raises:
+        ValueError: a member of the archive is not as `read_parts` has it.
+    """
+    with tarfile.open(path) as tar:
+        for member in tar:
+            if not (member.isfile() and _stays_below(member.name) and allowed(member.name)):
+                raise ValueError(f"unpack: expected plain files named as in a pack, got {member.name!r} in {path}")
+
+
+def read_tar(path: Path) -> Iterator[tuple[str, bytes]]:
+    """Names and contents of an archive whose members were checked before."""
+    with tarfile.open(path) as tar:
+        for member in tar:
+            content = tar.extractfile(member)
+            yield member.name, content.read() if content else b""
 
 
 def _stays_below(name: str) -> bool:
