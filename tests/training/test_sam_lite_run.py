@@ -167,8 +167,9 @@ def test_copy_paste_leaves_other_recipes_alone(data):
         ({"recipe": {"lr": float("nan")}}, "lr: expected a finite number above 0, got nan"),
         ({"workers": -1}, "workers: expected at least 0, got -1"),
         ({"minutes": 0}, "minutes: expected a finite number above 0, got 0"),
+        ({"validate_minutes": 0}, "validate-minutes: expected a finite number above 0, got 0"),
     ],
-    ids=["size", "batch", "copy-paste", "lr", "workers", "minutes"],
+    ids=["size", "batch", "copy-paste", "lr", "workers", "minutes", "validate-minutes"],
 )
 def test_bad_options_are_named(options, message, settings):
     with pytest.raises(ValueError, match=message):

@@ -70,7 +70,8 @@ class Settings:
         for name in ("copy_paste", "ema"):
             if not 0 <= getattr(recipe, name) <= 1:
                 raise ValueError(f"{name.replace('_', '-')}: expected 0 to 1, got {getattr(recipe, name)}")
-        for name, value in (("lr", recipe.lr), ("minutes", self.minutes)):
+        above_zero = {"lr": recipe.lr, "minutes": self.minutes, "validate-minutes": self.validate_minutes}
+        for name, value in above_zero.items():
             if not (math.isfinite(value) and value > 0):
                 raise ValueError(f"{name}: expected a finite number above 0, got {value}")
         if self.workers < 0:
