@@ -17,6 +17,7 @@ import argparse
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -232,7 +233,8 @@ def rehearse(call: Call) -> dict[str, object]:
         # Steps, not minutes, end it: a rehearsal may share a small machine with others.
         tiny = ["--image-size", str(IMAGE_SIZE), "--batch", "2", "--workers", "1", "--steps", "3", "--init"]
         options = {"packs": folder / "packs", "base_options": [*tiny, str(folder / "init.safetensors")], "jobs": 2}
-        call = replace(call, **options, rows="sam_lite,stable_long", device="cpu", seconds=3600, dry=True)
+        rows = call.rows or "sam_lite,stable_long"
+        call = replace(call, **options, rows=rows, device="cpu", seconds=3600, dry=True)
         first = replace(call, out=folder / "out", work=folder / "one", base_seconds=0.01)
         record = run(first)
         if record["base"] != "paused":
@@ -258,6 +260,8 @@ def main() -> int:
     if not args.dry_run and not torch.cuda.is_available():
         print("no CUDA device; --dry-run rehearses without one", file=sys.stderr)
         return 1
+    # As an exception, so that nothing that was started outlives a call that is ended from outside.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     out = Path(os.environ.get("OUT") or args.work / "out")
     call = Call(
         out, args.work, args.packs, args.seconds, args.base_minutes, shlex.split(args.base_options),
