@@ -88,3 +88,25 @@ def training_curve(log: Path, points: int = 60, decay: float = 0.95) -> dict[str
         "loss": [round(loss[i], 4) for i in chosen],
         "iou": [round(iou[i], 4) for i in chosen],
     }
+
+
+def draw_base_training(log: Path, path: Path) -> None:
+    """Loss and IoU of the base's training by the minute, and its validation by prompt kind."""
+    entries = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
+    steps = [entry for entry in entries if "loss" in entry]
+    validations = [entry for entry in entries if entry.get("val")]
+    figure, axes = plt.subplots(1, 2, figsize=(11, 3.4), layout="constrained")
+    axes[0].plot([entry["minutes"] for entry in steps], [entry["loss"] for entry in steps])
+    axes[1].plot(
+        [entry["minutes"] for entry in steps], [entry["iou"] for entry in steps], color="0.6", label="training"
+    )
+    for kind in validations[-1]["val"] if validations else ():
+        shown = [(entry["minutes"], entry["val"][kind]) for entry in validations]
+        axes[1].plot(*zip(*shown, strict=True), marker="o", ms=3, label=kind)
+    for axis, title in ((axes[0], "loss"), (axes[1], "IoU")):
+        axis.set_title(f"{title}, by minutes")
+        axis.spines[["top", "right"]].set_visible(False)
+    if axes[1].lines:
+        axes[1].legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

@@ -1,23 +1,31 @@
 """Trains and evaluates every row of docs/results.md by the commands that users have, and keeps a record of each.
 
-    python study/run.py --data DATA [--rows stable,dt] [--seeds 0] [--work study/work] [--dry-run]
+    python study/run.py --data DATA [--rows stable,dt] [--seeds 0] [--checkpoint BASE] [--work study/work] [--dry-run]
 
-A row that has a record for the same data and commands is not run again; one that was cut short continues where it
-was. Records: study/records/ROW-SEED.json. Then `python study/report.py` writes docs/results.md.
+A row that has a record for the same data, commands and base is not run again; one that was cut short continues where it
+was. Records: study/records/ROW-SEED.json. Then `python study/report.py` writes docs/results.md. ``--checkpoint`` takes
+other weights of `sam_lite` as the base, with a folder of its own in the work folder. A record from before bases were
+recorded counts as one of the package's own weights.
 """
 
 import argparse
+import hashlib
 import json
 import platform
 import shlex
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from figures import training_curve
 from rows import EXCLUDED, Row, all_rows
 from safetensors import safe_open
+
+from stable_sam_cuda.sam.lite import SHIPPED_CHECKPOINT
+from stable_sam_cuda.training.checkpoint import save_bytes
 
 STUDY = Path(__file__).parent
 RECORDS = STUDY / "records"
@@ -43,26 +51,63 @@ def training_options(row: Row, seed: int) -> dict[str, object]:
     return {**COMMON, **row.options, "seed": seed}
 
 
+def sha256(path: Path) -> str:
+    """Digest of a weights file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def base_name(checkpoint: Path) -> str:
+    """The folder in the work folder of what is trained on a base."""
+    return f"base-{sha256(checkpoint)[:12]}"
+
+
+def is_recorded(path: Path, commands: dict[str, object], checkpoint: Path | None) -> bool:
+    """Whether ``path`` is the record of these commands on this base, None being the package's own weights."""
+    if not path.is_file():
+        return False
+    record = json.loads(path.read_text())
+    if "base_sha256" not in record:
+        return record["commands"] == commands and checkpoint is None
+    return record["commands"] == commands and record["base_sha256"] == sha256(checkpoint or SHIPPED_CHECKPOINT)
+
+
+def cache_name(options: dict[str, object]) -> str:
+    """The folder of the embeddings of a run with these options; rows on the same pictures share it."""
+    return f"embeddings-{options.get('limit', 'all')}-{options['seed'] if 'limit' in options else 0}"
+
+
+@dataclass
 class Study:
-    def __init__(self, data: Path, work: Path, device: str, dry_run: bool) -> None:
-        self.data, self.work, self.device, self.dry_run = data, work, device, dry_run
+    """Where rows are run; ``checkpoint`` are weights of another base than the package's own."""
+
+    data: Path
+    work: Path
+    device: str = "cpu"
+    dry_run: bool = False
+    checkpoint: Path | None = None
+    records: Path = RECORDS
+
+    def __post_init__(self) -> None:
+        if self.checkpoint is not None:
+            self.work = self.work / base_name(self.checkpoint)
 
     def verb(self, name: str, options: dict[str, object]) -> None:
         """Run a verb of ``stable-sam``, or show it."""
-        words = ["stable_sam_cuda", name, "--data", str(self.data), *flags(options), "--device", self.device]
+        base = {} if self.checkpoint is None else {"checkpoint": self.checkpoint}
+        words = ["stable_sam_cuda", name, "--data", str(self.data), *flags(options | base), "--device", self.device]
         print("==> stable-sam", shlex.join(words[1:]), flush=True)
         if not self.dry_run:
             subprocess.run([sys.executable, "-m", *words], check=True)
 
     def run(self, row: Row, seed: int) -> None:
         """Train and evaluate one row with one seed, unless there is a record of just that."""
-        path = RECORDS / f"{row.name}-{seed}.json"
+        path = self.records / f"{row.name}-{seed}.json"
         trained = None if row.options is None else training_options(row, seed)
         evaluations = {
             name: options for name, options in EVALUATIONS.items() if name == "val" or (row.tested and seed == 0)
         }
         commands = {"train": trained, "evaluate": evaluations}
-        if path.is_file() and json.loads(path.read_text())["commands"] == commands:
+        if is_recorded(path, commands, self.checkpoint):
             print(f"{row.name}, seed {seed}: recorded", flush=True)
             return
         weights = "none" if trained is None else self.train(row, trained)
@@ -70,15 +115,16 @@ class Study:
             "row": row.name,
             "seed": seed,
             "commands": commands,
-            "machine": platform.processor() or platform.machine(),
+            "base_sha256": sha256(self.checkpoint or SHIPPED_CHECKPOINT),
+            "machine": machine(self.device),
         }
         if trained is not None and not self.dry_run:
             record["training"] = training_record(Path(weights))
             record["curve"] = training_curve(Path(weights).parent / "log.jsonl")
         record["figures"] = {name: self.evaluate(row, seed, weights, name) for name in evaluations}
         if not self.dry_run:
-            RECORDS.mkdir(exist_ok=True)
-            path.write_text(json.dumps(record, indent=1) + "\n")
+            self.records.mkdir(parents=True, exist_ok=True)
+            save_bytes(path, (json.dumps(record, indent=1) + "\n").encode())
 
     def train(self, row: Row, options: dict[str, object]) -> str:
         """Weights of a run that is finished, continued or begun here."""
@@ -86,8 +132,7 @@ class Study:
         method = options["method"]
         weights = out / ("plugin.safetensors" if method == "stable" else f"{method}.safetensors")
         if not weights.is_file():
-            pictures = f"{options.get('limit', 'all')}-{options['seed'] if 'limit' in options else 0}"
-            place = {"out": out, "cache": self.work / f"embeddings-{pictures}"}
+            place = {"out": out, "cache": self.work / cache_name(options)}
             if (out / "checkpoint.pt").is_file():
                 place["resume"] = True
             self.verb("train", {**options, **place})
@@ -106,6 +151,11 @@ class Study:
         }
 
 
+def machine(device: str) -> str:
+    """The processor that does the work, by name."""
+    return torch.cuda.get_device_name() if device.startswith("cuda") else platform.processor() or platform.machine()
+
+
 def training_record(weights: Path) -> dict:
     """What a weights file says of its training, and how many parameters it holds."""
     with safe_open(weights, "pt") as file:
@@ -119,6 +169,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with splits.json and SET/images, SET/masks")
     parser.add_argument("--work", type=Path, default=STUDY / "work", help="folder for embeddings, weights and results")
+    parser.add_argument("--records", type=Path, default=RECORDS, help="folder for the records")
+    parser.add_argument("--checkpoint", type=Path, help="weights of another sam_lite; default: the package's own")
     parser.add_argument("--rows", help="names of rows, by commas; default: all")
     parser.add_argument("--seeds", help="only these seeds, by commas")
     parser.add_argument("--device", default="cpu")
@@ -133,7 +185,9 @@ def main() -> None:
                 f"rows: expected some of {', '.join(row.name for row in rows)}, got {', '.join(sorted(unknown))}"
             )
         rows = [row for row in rows if row.name in wanted]
-    study = Study(args.data, args.work, args.device, args.dry_run)
+    if args.checkpoint and not args.checkpoint.is_file():
+        parser.error(f"checkpoint: expected a sam_lite .safetensors file, got {args.checkpoint}, which does not exist")
+    study = Study(args.data, args.work, args.device, args.dry_run, args.checkpoint, args.records)
     turns = [(seed, row) for seed in (0, 1, 2) for row in rows if seed in row.seeds]
     for seed, row in turns:
         if not args.seeds or str(seed) in args.seeds.split(","):

@@ -46,7 +46,8 @@ def jittered_boxes(boxes: Tensor, height: int, width: int, generator: torch.Gene
     """SAM's own training jitter: normal noise of 10 % of the side, at most 20 px of 1024."""
     sides = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
     limit = JITTER_MAX * max(height, width)
-    noise = (torch.randn(boxes.shape, generator=generator) * JITTER_STD * sides).clamp(-limit, limit)
+    noise = torch.randn(boxes.shape, generator=generator).to(boxes.device)
+    noise = (noise * JITTER_STD * sides).clamp(-limit, limit)
     return _clipped(boxes + noise, height, width)
 
 
@@ -142,7 +143,8 @@ def points_in_masks(masks: Tensor, count: int, generator: torch.Generator) -> Te
     totals = sums[:, -1:]
     if bool((totals == 0).any()):
         raise ValueError("masks: expected at least one pixel in each mask, got an empty mask")
-    ranks = (torch.rand(len(masks), count, generator=generator) * totals).floor().long() + 1
+    random = torch.rand(len(masks), count, generator=generator).to(masks.device)
+    ranks = (random * totals).floor().long() + 1
     index = torch.searchsorted(sums, ranks)
     width = masks.shape[2]
     return torch.stack([index % width, index // width], dim=2).float()

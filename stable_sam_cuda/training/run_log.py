@@ -18,11 +18,8 @@ class RunLog:
         out.mkdir(parents=True, exist_ok=True)
         self.loss = self.iou = float("nan")
         path = out / "log.jsonl"
-        if path.is_file():
-            records = [record for record in _records(path) if record["step"] <= step]
-            save_bytes(path, "".join(json.dumps(record) + "\n" for record in records).encode())
-            for record in records:
-                self._include(record)
+        for record in drop_newer(path, step):
+            self._include(record)
         self.file = path.open("a")
 
     def add(self, record: dict[str, Any]) -> None:
@@ -38,6 +35,15 @@ class RunLog:
     def _include(self, record: dict[str, Any]) -> None:
         self.loss = _running(self.loss, record["loss"])
         self.iou = _running(self.iou, record["iou"])
+
+
+def drop_newer(path: Path, step: int) -> list[dict[str, Any]]:
+    """Take the lines of steps after ``step``, and a broken last line, out of a log, if there is one; what stays."""
+    if not path.is_file():
+        return []
+    records = [record for record in _records(path) if record["step"] <= step]
+    save_bytes(path, "".join(json.dumps(record) + "\n" for record in records).encode())
+    return records
 
 
 def _records(path: Path) -> list[dict[str, Any]]:

@@ -4,25 +4,27 @@ from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from stable_sam_cuda.training.checkpoint import save_bytes
-from stable_sam_cuda.training.options import TrainingOptions
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 CHECKPOINT = "checkpoint.pt"
 FREE_OPTIONS = ("checkpoint_every",)  # they do not change the result: a run may be continued with others
 
 
-def write_state(out: Path, options: TrainingOptions, state: dict[str, Any]) -> None:
+def write_state(out: Path, options: "DataclassInstance", state: dict[str, Any]) -> None:
     """Write a run's state to OUT/checkpoint.pt, whole or not at all: an error leaves the one before in place."""
     buffer = BytesIO()
     torch.save({"options": asdict(options), **state}, buffer)
     save_bytes(out / CHECKPOINT, buffer.getbuffer())
 
 
-def read_state(out: Path, options: TrainingOptions) -> dict[str, Any]:
+def read_state(out: Path, options: "DataclassInstance") -> dict[str, Any]:
     """What `write_state` wrote, on the CPU.
 
     Raises:
@@ -32,7 +34,7 @@ def read_state(out: Path, options: TrainingOptions) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         # Options that the run did not have yet were at their defaults.
-        then = asdict(TrainingOptions()) | state["options"]
+        then = asdict(type(options)()) | state["options"]
     except (RuntimeError, UnpicklingError, KeyError, TypeError, EOFError) as error:
         raise ValueError(f"out: expected a whole checkpoint in {path}, got a damaged one: {error}") from error
     now = asdict(options)

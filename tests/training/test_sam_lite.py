@@ -11,13 +11,10 @@ from stable_sam_cuda.training.checkpoint import load_weights, save_weights
 from stable_sam_cuda.training.dataset import find_masked_images
 from stable_sam_cuda.training.decoding import PromptBatch
 from stable_sam_cuda.training.prompts import boxes_from_masks
-from stable_sam_cuda.training.sam_lite import (
-    add_corrective_click,
-    draw_batch,
-    draw_good_prompts,
-    open_to_prompts,
-    training_step,
-)
+from stable_sam_cuda.training.sam_lite.batches import draw_batch
+from stable_sam_cuda.training.sam_lite.loss import training_step
+from stable_sam_cuda.training.sam_lite.prompts import add_corrective_click, draw_good_prompts
+from stable_sam_cuda.training.sam_lite.start import open_to_prompts
 
 
 @pytest.fixture

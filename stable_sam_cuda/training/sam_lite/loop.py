@@ -1,0 +1,225 @@
+"""The steps of a run: a cosine over a time budget, averaged weights, checkpoints."""
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from segment_anything.modeling import Sam
+from torch import distributed
+
+from stable_sam_cuda.evaluation.sharding import rank
+from stable_sam_cuda.training.checkpoint import save_bytes, save_weights
+from stable_sam_cuda.training.dataset import find_masked_images
+from stable_sam_cuda.training.run_log import drop_newer
+from stable_sam_cuda.training.run_state import CHECKPOINT, read_state, remove_partial, write_state
+from stable_sam_cuda.training.sam_lite.batches import Batch, BatchStream, Drawing, batches_of
+from stable_sam_cuda.training.sam_lite.local_sgd import STEPS_APART, at_meeting, average_weights, shared_minutes
+from stable_sam_cuda.training.sam_lite.loss import training_step, validate
+from stable_sam_cuda.training.sam_lite.options import Settings
+from stable_sam_cuda.training.sam_lite.start import starting_model
+from stable_sam_cuda.training.samples import Sample
+from stable_sam_cuda.training.schedule import cosine
+from stable_sam_cuda.training.seeds import seed_of
+
+WEIGHTS = "sam_lite.safetensors"
+RUN_RECORD = "run.json"
+REPORT_EVERY = 20  # steps
+BACKBONE_RATE = 0.3  # of the learning rate
+SMOOTHING = 0.98
+
+Report = Callable[[dict[str, Any]], None]
+
+
+class LiteTrainer:
+    """One run; ``minutes`` counts what was used before it was continued, too."""
+
+    def __init__(self, sam: Sam, samples: list[Sample], validation: list[Sample], settings: Settings) -> None:
+        self.sam, self.samples, self.validation, self.settings = sam, samples, validation, settings
+        recipe = settings.recipe
+        self.average = torch.optim.swa_utils.AveragedModel(
+            sam, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(recipe.ema)
+        )
+        backbone = list(sam.image_encoder.backbone.parameters())
+        known = {id(p) for p in backbone}
+        others = [p for p in sam.parameters() if id(p) not in known]
+        groups = [{"params": backbone, "scale": BACKBONE_RATE}, {"params": others, "scale": 1.0}]
+        self.optimizer = torch.optim.AdamW(groups, lr=recipe.lr, weight_decay=0.01)
+        self.step, self.minutes = 0, 0.0
+        self.loss = self.overlap = None  # running means
+
+    def run(self, report: Report) -> bool:
+        """Train until the budget is used up, or this call's time is; whether the run is finished.
+
+        Raises:
+            ValueError: the loss is no longer finite; the last checkpoint stays.
+            OSError: a picture cannot be read, or a file cannot be written; the last checkpoint stays.
+        """
+        settings, recipe = self.settings, self.settings.recipe
+        seed = self._seed()
+        drawing = Drawing(recipe.image_size, recipe.batch, recipe.objects, recipe.copy_paste)
+        stream = BatchStream(self.samples, drawing, seed)
+        generator = torch.Generator().manual_seed(seed)
+        first_step, before, start = self.step, self.minutes, time.monotonic()
+        saved, next_validation = self.minutes, self._next_validation()
+        with batches_of(stream, settings.workers, pinned=self.sam.device.type == "cuda") as batches:
+            for batch in batches:
+                self.minutes = shared_minutes(before + (time.monotonic() - start) / 60, self.step)
+                if self.step > first_step and at_meeting(self.step):
+                    if rank() == 0 and self.minutes - saved >= settings.checkpoint_minutes:
+                        self.save()
+                        saved = self.minutes
+                    if settings.pause_after is not None and self.minutes - before >= settings.pause_after:
+                        break
+                if self.finished:
+                    break
+                rate = self._train_step(batch, generator)
+                if rank() != 0:
+                    continue
+                now = {"step": self.step, "minutes": round(self.minutes, 2)}
+                if self.step % REPORT_EVERY == 0:
+                    report({**now, "lr": rate, "loss": self.loss, "iou": self.overlap})
+                if self.minutes > next_validation:
+                    next_validation += settings.validate_minutes
+                    self.save_weights()
+                    values = validate(self.average.module, self.validation[::2], recipe.image_size)
+                    report({**now, "val": values})
+        self.minutes = before + (time.monotonic() - start) / 60
+        if rank() == 0:
+            self.save()
+            self.save_weights()
+        return self.finished
+
+    @property
+    def finished(self) -> bool:
+        """Whether steps or minutes are used up; of the minutes, processes only speak where they meet."""
+        late = self.minutes >= self.settings.minutes and at_meeting(self.step)
+        return late or (self.settings.steps is not None and self.step >= self.settings.steps)
+
+    def _train_step(self, batch: Batch, generator: torch.Generator) -> float:
+        """One step; its learning rate."""
+        recipe = self.settings.recipe
+        rate = recipe.lr * min(1, (self.step + 1) / recipe.warmup) * cosine(self.minutes / self.settings.minutes)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["scale"]
+        loss, overlap = training_step(self.sam, batch.to(self.sam.device), generator, self.settings.half)
+        if not math.isfinite(loss.item()):
+            raise ValueError(
+                f"lr: expected a run that stays finite, got a loss of {loss.item()} in step {self.step + 1} with lr "
+                f"{recipe.lr}; the last checkpoint is kept"
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.sam.parameters(), 1.0)
+        self.optimizer.step()
+        if distributed.is_initialized() and self.step % STEPS_APART == STEPS_APART - 1:
+            average_weights(self.sam.parameters())
+        self.average.update_parameters(self.sam)
+        self.step += 1
+        self.loss = _running(self.loss, loss.item())
+        self.overlap = _running(self.overlap, overlap.item())
+        return rate
+
+    def _seed(self) -> int:
+        """Of pictures and prompts from here on: a run that is continued does not see the first ones again."""
+        parts = (self.settings.recipe.seed, rank())
+        return seed_of("sam_lite", *parts) if self.step == 0 else seed_of("sam_lite", *parts, "from", self.step)
+
+    def _next_validation(self) -> float:
+        return self.settings.validate_minutes * (1 + self.minutes // self.settings.validate_minutes)
+
+    def save(self) -> None:
+        """Weights, their average, optimiser, step and minutes in OUT/checkpoint.pt."""
+        state = {
+            "step": self.step,
+            "minutes": self.minutes,
+            "model": self.sam.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "running": {"loss": self.loss, "overlap": self.overlap},
+        }
+        write_state(self.settings.out, self.settings.recipe, state)
+
+    def resume(self) -> None:
+        """Continue from the checkpoint in OUT, if there is one; each process of several from process 0's.
+
+        Raises:
+            ValueError: the checkpoint is damaged, or of a run with another recipe.
+        """
+        if not (self.settings.out / CHECKPOINT).is_file():
+            return
+        state = read_state(self.settings.out, self.settings.recipe)
+        self.sam.load_state_dict(state["model"])
+        self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.minutes = state["step"], state["minutes"]
+        self.loss, self.overlap = state["running"]["loss"], state["running"]["overlap"]
+
+    def save_weights(self) -> None:
+        """The averaged weights in OUT/sam_lite.safetensors."""
+        save_weights(self.average.module, self.settings.out / WEIGHTS, variant=self.settings.recipe.variant)
+
+
+def _running(mean: float | None, value: float) -> float:
+    return value if mean is None else SMOOTHING * mean + (1 - SMOOTHING) * value
+
+
+def train(settings: Settings, device: torch.device) -> None:
+    """Begin or continue the run in ``settings.out``; log.jsonl, weights, checkpoint, and run.json when it is finished.
+
+    Raises:
+        ValueError: an option is out of range; the folder holds a run and ``resume`` is False; the data has no splits
+            ``train`` and ``val``, or less pictures than a step takes; as `LiteTrainer.resume` and `LiteTrainer.run`.
+        ImportError: the package with the ImageNet weights, or TensorBoard, is not installed.
+    """
+    settings.check()
+    recipe, out = settings.recipe, settings.out
+    if not settings.resume and (out / CHECKPOINT).exists():
+        raise ValueError(f"out: expected a folder without a run, got {out}, which holds one (--resume continues it)")
+    torch.manual_seed(recipe.seed)
+    samples, validation = (find_masked_images(settings.data, split) for split in ("train", "val"))
+    if len(samples) < recipe.batch:
+        raise ValueError(f"batch: expected at most the {len(samples)} pictures of the data, got {recipe.batch}")
+    trainer = LiteTrainer(
+        starting_model(recipe.variant, recipe.image_size, settings.init).to(device), samples, validation, settings
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    if settings.resume:
+        trainer.resume()
+    if rank() != 0:
+        trainer.run(lambda record: None)
+        return
+    remove_partial(out)
+    (out / RUN_RECORD).unlink(missing_ok=True)  # of a run that now goes on for longer
+    drop_newer(out / "log.jsonl", trainer.step)
+    curves = _curves(settings, trainer.step)
+    with (out / "log.jsonl").open("a") as log:
+
+        def report(record: dict[str, Any]) -> None:
+            print(json.dumps(record), file=log, flush=True)
+            print(json.dumps(record), flush=True)
+            if curves:
+                curves.add(record)
+
+        finished = trainer.run(report)
+        values = validate(trainer.average.module, validation, recipe.image_size) if finished else None
+        record = {"step": trainer.step, "minutes": trainer.minutes, "val": values}
+        if finished:
+            processes = distributed.get_world_size() if distributed.is_initialized() else 1
+            asked = {key: value for key, value in vars(settings).items() if key != "recipe"} | asdict(recipe)
+            run = {**asked, "processes": processes, **record}
+            save_bytes(out / RUN_RECORD, json.dumps(run, default=str, indent=2).encode())
+        report(record if finished else {"step": trainer.step, "minutes": trainer.minutes, "paused": True})
+    if curves:
+        curves.close()
+
+
+def _curves(settings: Settings, step: int) -> Any:
+    if not settings.tensorboard:
+        return None
+    from stable_sam_cuda.training.scalars import Scalars
+
+    return Scalars(settings.out, step)

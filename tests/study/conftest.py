@@ -1,0 +1,15 @@
+"""The study's modules are scripts in a folder of their own."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+STUDY = Path(__file__).resolve().parents[2] / "study"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def study_modules():
+    sys.path.insert(0, str(STUDY))
+    yield
+    sys.path.remove(str(STUDY))
