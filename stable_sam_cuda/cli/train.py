@@ -36,6 +36,9 @@ def train(
     amplitude: Annotated[str, typer.Option(help="Reading of the amplitude: conv, location or channel.")] = "conv",
     router_hidden: Annotated[int, typer.Option(help="Width of the router; 0: no router.")] = 32,
     robust: Annotated[bool, typer.Option(help="RTS: all prompt kinds; without it, exact boxes only.")] = True,
+    mix: Annotated[
+        str, typer.Option(help="Frequencies of RTS's prompt kinds: noisy_box=3,one_point=2,...; empty: the default.")
+    ] = "",
     occlusions: Annotated[int, typer.Option(help="So many pictures with a partly hidden object on top.", min=0)] = 0,
     occluded_masks: Annotated[
         str, typer.Option(help="Of hidden objects: visible (the part seen) or whole.")
@@ -60,8 +63,8 @@ def train(
     from stable_sam_cuda.training.run import TrainingRun, check_run, train_method
 
     run = TrainingRun(
-        method, epochs, images, objects, lr, max_offset, amplitude, router_hidden, robust, occlusions, occluded_masks,
-        augment, accumulate, together, amp, loss, time_budget, checkpoint_every, seed,
+        method, epochs, images, objects, lr, max_offset, amplitude, router_hidden, robust, mix, occlusions,
+        occluded_masks, augment, accumulate, together, amp, loss, time_budget, checkpoint_every, seed,
     )  # fmt: skip
     with process_group():
         console = Console(quiet=rank() != 0)

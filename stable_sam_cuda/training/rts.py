@@ -1,5 +1,6 @@
 """RTS, the paper's robust training strategy: the prompts of each picture of a step are of one kind, drawn at random."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +34,32 @@ class PromptMix:
         """The kinds that occur, and their frequencies."""
         occurring = {kind: frequency for kind, frequency in vars(self).items() if frequency}
         return list(occurring), list(occurring.values())
+
+    @classmethod
+    def parsed(cls, text: str) -> "PromptMix":
+        """``"noisy_box=4,gt_box=1"``: kinds by commas; a kind that is not named does not occur.
+
+        Raises:
+            ValueError: ``text`` is something else, a kind is unknown or named twice, or no frequency is above 0.
+        """
+        expected = f"mix: expected KIND=FREQUENCY by commas, KIND of {', '.join(vars(cls()))}, got {text!r}"
+        frequencies: dict[str, float] = dict.fromkeys(vars(cls()), 0.0)
+        named = set()
+        for part in text.split(","):
+            kind, _, number = part.strip().partition("=")
+            try:
+                frequency = float(number)
+            except ValueError:
+                raise ValueError(expected) from None
+            if kind not in frequencies or kind in named:
+                raise ValueError(expected)
+            if not (math.isfinite(frequency) and frequency >= 0):
+                raise ValueError(f"mix: expected finite frequencies of at least 0, got {part.strip()}")
+            frequencies[kind] = frequency
+            named.add(kind)
+        if not any(frequencies.values()):
+            raise ValueError(f"mix: expected a frequency above 0, got {text!r}")
+        return cls(**frequencies)
 
 
 ROBUST = PromptMix()

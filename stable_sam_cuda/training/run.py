@@ -18,7 +18,7 @@ from stable_sam_cuda.training.method_file import method_file_name, save_method
 from stable_sam_cuda.training.methods import ENCODER_METHODS, check_method, install_method
 from stable_sam_cuda.training.occluded_images import OccludedImage, occluded_images
 from stable_sam_cuda.training.options import TrainingOptions
-from stable_sam_cuda.training.rts import GOOD_BOX_ONLY, ROBUST
+from stable_sam_cuda.training.rts import GOOD_BOX_ONLY, ROBUST, PromptMix
 from stable_sam_cuda.training.run_log import RunLog
 from stable_sam_cuda.training.run_state import CHECKPOINT
 from stable_sam_cuda.training.samples import Sample
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 SHOWN_OCCLUSIONS = 18
 OCCLUDED_MASKS = ("visible", "whole")
-RECORDED_WHERE_SET = ("accumulate", "together", "amp", "loss", "time_budget", "augment")
+RECORDED_WHERE_SET = ("mix", "accumulate", "together", "amp", "loss", "time_budget", "augment")
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class TrainingRun:
     amplitude: str = "conv"
     router_hidden: int = 32
     robust: bool = True
+    mix: str = ""  # of RTS, as `PromptMix.parsed` reads it; empty: the default one
     occlusions: int = 0
     occluded_masks: str = "visible"
     augment: int = 0
@@ -59,10 +60,22 @@ class TrainingRun:
     def options(self) -> TrainingOptions:
         """Those of the training loop."""
         return TrainingOptions(
-            self.epochs, self.images, self.objects, self.lr, mix=ROBUST if self.robust else GOOD_BOX_ONLY,
+            self.epochs, self.images, self.objects, self.lr, mix=self.prompt_mix(),
             seed=self.seed, checkpoint_every=self.checkpoint_every, accumulate=self.accumulate,
             together=self.together, amp=self.amp, loss=self.loss, time_budget=self.time_budget,
         )  # fmt: skip
+
+    def prompt_mix(self) -> PromptMix:
+        """Frequencies of the prompt kinds.
+
+        Raises:
+            ValueError: ``mix`` cannot be read, or is given without ``robust``.
+        """
+        if not self.mix:
+            return ROBUST if self.robust else GOOD_BOX_ONLY
+        if not self.robust:
+            raise ValueError(f"mix: expected none with no-robust, which trains on exact boxes only, got {self.mix!r}")
+        return PromptMix.parsed(self.mix)
 
     def new_options(self) -> dict[str, Any]:
         """Options that the record names only where they are not at their default."""

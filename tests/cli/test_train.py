@@ -89,13 +89,14 @@ def test_every_option_of_a_short_run(data: Path, checkpoint: Path, tmp_path: Pat
     """A minute's budget is cut to a moment; what the options say is in the record."""
     out = tmp_path / "run"
     options = ("--method", "ft", "--images", 2, "--accumulate", 2, "--together", 2, "--amp", "bf16", "--augment", 1)
-    more = ("--time-budget", 0.01, "--lr", 1e-5, "--tensorboard", "--checkpoint-every", 3)
+    more = ("--time-budget", 0.01, "--lr", 1e-5, "--tensorboard", "--checkpoint-every", 3, "--mix", "coarse_mask=1")
     result = run("train", "--data", data, "--out", out, "--checkpoint", checkpoint, *options, *more)
     assert result.exit_code == 0, result.output
     assert not (out / "embeddings").exists()
     with safe_open(out / "ft.safetensors", "pt") as file:
         record = json.loads(file.metadata()["training"])
     expected = {"accumulate": 2, "together": 2, "amp": "bf16", "augment": 1, "time_budget": 0.01, "pictures": 6}
+    expected["mix"] = "coarse_mask=1"
     assert record.items() >= expected.items()
     assert record["minutes"] >= 0.01
     assert list((out / "tensorboard").iterdir())

@@ -12,7 +12,7 @@ from stable_sam_cuda.training.prompts import (
     noisy_boxes,
     points_in_masks,
 )
-from stable_sam_cuda.training.rts import GOOD_BOX_ONLY, PROMPT_KINDS, ROBUST, draw_kind, draw_prompts
+from stable_sam_cuda.training.rts import GOOD_BOX_ONLY, PROMPT_KINDS, ROBUST, PromptMix, draw_kind, draw_prompts
 
 SIZE = (60, 80)
 
@@ -240,3 +240,27 @@ def test_band_and_coarse_kinds_are_what_their_names_say(generator):
 def test_unknown_kind_is_named(generator):
     with pytest.raises(ValueError, match="kind: expected one of gt_box"):
         draw_prompts("scribble", rectangle(1, 2, 3, 4)[None], torch.tensor([0]), generator)
+
+
+def test_a_mix_is_read_and_what_it_does_not_name_does_not_occur():
+    mix = PromptMix.parsed("noisy_box=3, one_point=1.5,gt_box=0")
+    assert mix.kinds() == (["noisy_box", "one_point"], [3.0, 1.5])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "expected KIND=FREQUENCY"),
+        ("noisy_box", "expected KIND=FREQUENCY"),
+        ("noisy_box=many", "expected KIND=FREQUENCY"),
+        ("box=1", "got 'box=1'"),
+        ("noisy_box=1,noisy_box=2", "expected KIND=FREQUENCY"),
+        ("noisy_box=-1", "at least 0, got noisy_box=-1"),
+        ("noisy_box=inf", "finite frequencies"),
+        ("noisy_box=nan", "finite frequencies"),
+        ("noisy_box=0", "above 0"),
+    ],
+)
+def test_what_is_no_mix_is_refused(text, message):
+    with pytest.raises(ValueError, match=f"^mix: .*{message}"):
+        PromptMix.parsed(text)

@@ -246,10 +246,12 @@ def test_what_a_kill_left_of_a_checkpoint_is_cleared_away(interrupted, samples, 
         ({"method": "prayer"}, "method: expected one of"),
         ({"occluded_masks": "half"}, "occluded-masks: expected visible or whole"),
         ({"augment": -1}, "augment: expected at least 0"),
+        ({"mix": "boxes=1"}, "mix: expected KIND=FREQUENCY"),
+        ({"mix": "noisy_box=1", "robust": False}, "mix: expected none with no-robust"),
         ({"amp": "fp16"}, "fp16 needs a CUDA device"),
         ({"amplitude": "loud"}, "amplitude: expected one of"),
     ],
-    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
 def test_wrong_options_are_told_before_any_embedding_is_computed(change, message, samples, tmp_path):
     with pytest.raises(ValueError, match=message):
