@@ -17,9 +17,19 @@ from targets import CPU, GPU, RATIOS, Reading, Record, Target, kind_of
 ROOT = Path(__file__).resolve().parents[1]
 NOT_ON_GPU = "not measured on a GPU yet"
 NO_RECORD = "no record"
-TITLES = {"sampler": "Sampler", "attention": "Plugin and attention", "decoder": "Decoder and predictor"}
-PANELS = {"sampler": "sampler", "attention": "plugin and attention", "decoder": "decoder"}
-RATIO_HEADS = {"sampler": "x this project's time", "attention": "x the fused time", "decoder": "x SAM's time"}
+TITLES = {
+    "sampler": "Sampler",
+    "attention": "Plugin and attention",
+    "decoder": "Decoder and predictor",
+    "picture": "A picture",
+}
+PANELS = {"sampler": "sampler", "attention": "plugin and attention", "decoder": "decoder"}  # of the plot
+RATIO_HEADS = {
+    "sampler": "x this project's time",
+    "attention": "x the fused time",
+    "decoder": "x SAM's time",
+    "picture": "x SAM's time",
+}
 
 INTRODUCTION = """# Performance
 
@@ -114,6 +124,8 @@ def cpu_curves(records: list[Record]) -> dict[str, Curves]:
     panels: dict[str, tuple[str, Curves]] = {}
     for record in records:
         kind, curves = kind_of(record), {}
+        if kind not in PANELS:
+            continue
         for result in record["results"]:
             if result.get("mode", "forward") == "forward" and result.get("what", "decoder") == "decoder":
                 curves.setdefault(result["contestant"], {})[prompts(result)] = result["median_ms"]
