@@ -15,7 +15,6 @@ own, in which malloc gives back what is freed. Results: bench/results/cpu/attent
 
 import argparse
 import datetime
-import json
 import os
 import statistics
 import subprocess
@@ -25,13 +24,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from cpu_sampler import cpu_facts
 from sampler_providers import eager as eager_sample
 from segment_anything.modeling.transformer import Attention
 from shapes import SamplerShape, channels_last
-from timing import ROOT, Sample, commit, machine
+from timing import Sample, machine
 from torch import Tensor, nn
 from torch.nn import functional as F
+from turns import cpu_facts, write_record
 
 import stable_sam_cuda
 
@@ -247,11 +246,7 @@ def main() -> None:
             if extra == "" and batch == 16:
                 passed = of_eager >= LEAST_OF_EAGER and of_plain <= MOST_OF_PLAIN
                 print(f"  target {LEAST_OF_EAGER:g} x, {MOST_OF_PLAIN:g} x: {'passed' if passed else 'MISSED'}")
-    name = f"attention-{record['date'][:10]}-{commit().rstrip('+')}.json"
-    path = options.out or ROOT / "bench" / "results" / "cpu" / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=1) + "\n")
-    print(f"\n{path}")
+    write_record(record, options.out, before="attention-")
 
 
 def median_ratio(times: list[float], others: list[float]) -> float:

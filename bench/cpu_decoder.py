@@ -13,7 +13,6 @@ bench/results/cpu/<date>-<commit>-decoder.json.
 
 import argparse
 import datetime
-import json
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -25,9 +24,9 @@ import torch
 from decoder_models import models
 from segment_anything import SamPredictor
 from segment_anything.modeling import Sam
-from timing import ROOT, commit, machine
+from timing import machine
 from torch import Tensor
-from turns import cpu_facts, summary, time_in_turns
+from turns import cpu_facts, summary, time_in_turns, write_record
 
 from stable_sam_cuda.backends import find_for_attention
 from stable_sam_cuda.modules import attention
@@ -206,11 +205,7 @@ def main() -> None:
             print(f"training step, {count} prompts")
             results["training"] = compare(prompts.trainings(), "Stable-SAM, sampled", options.rounds, calls, clock)
         record["results"] += [{"what": what, "prompts": count, **row} for what, rows in results.items() for row in rows]
-    name = f"{record['date'][:10]}-{commit().rstrip('+')}-decoder.json"
-    path = options.out or ROOT / "bench" / "results" / "cpu" / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=1) + "\n")
-    print(f"\n{path}")
+    write_record(record, options.out, behind="-decoder")
 
 
 if __name__ == "__main__":

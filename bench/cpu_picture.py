@@ -9,15 +9,14 @@ first. Contestants take turns. Writes bench/results/cpu/<date>-<commit>-picture.
 
 import argparse
 import datetime
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from segment_anything import SamPredictor
-from timing import ROOT, commit, machine
-from turns import cpu_facts, summary, time_in_turns
+from timing import machine
+from turns import cpu_facts, summary, time_in_turns, write_record
 
 from stable_sam_cuda import StableSamPredictor, load_sam, stabilize
 
@@ -70,11 +69,7 @@ def main() -> None:
             facts["times_plain_sam"] = facts.pop("times_slower_than_own")
             record["results"].append({"what": what, "prompts": 1, "contestant": name, **facts, "error": errors[name]})
             print(f"{what:20} {name:11} {facts['median_ms']:7.0f} ms  {facts['times_plain_sam']:.2f} x SAM")
-    name = f"{record['date'][:10]}-{commit().rstrip('+')}-picture.json"
-    path = options.out or ROOT / "bench" / "results" / "cpu" / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=1) + "\n")
-    print(f"\n{path}")
+    write_record(record, options.out, behind="-picture")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ bench/results/cpu/<date>-<commit>.json.
 
 import argparse
 import datetime
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -17,9 +16,9 @@ from pathlib import Path
 import torch
 from sampler_providers import compiled_eager, eager
 from shapes import SamplerShape, channels_last
-from timing import ROOT, commit, machine
+from timing import machine
 from torch import Tensor
-from turns import cpu_facts, summary, time_in_turns
+from turns import cpu_facts, summary, time_in_turns, write_record
 
 import stable_sam_cuda
 from stable_sam_cuda.ops import reference
@@ -122,10 +121,7 @@ def main() -> None:
             if target is not None:
                 reached = summary(times[OWN], times["eager"])["times_slower_than_own"]
                 print(f"  target {target:g} x eager: {'passed' if reached >= target else 'MISSED'}, {reached:.2f} x")
-    path = options.out or ROOT / "bench" / "results" / "cpu" / f"{record['date'][:10]}-{commit().rstrip('+')}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=1) + "\n")
-    print(f"\n{path}")
+    write_record(record, options.out)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
 """Timing contestants on a CPU in turns, so that a disturbance hits all of them and their ratios hold."""
 
+import json
 import os
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from timing import Sample
+from timing import ROOT, Sample, commit
 
 from stable_sam_cuda import _extension
 
@@ -61,3 +62,12 @@ def cpu_facts() -> dict[str, object]:
             lines = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
         facts[name] = lines[0] if lines else None
     return facts
+
+
+def write_record(record: dict[str, object], out: Path | None, before: str = "", behind: str = "") -> None:
+    """``record`` as JSON to ``out``, by default bench/results/cpu/BEFORE<date>-<commit>BEHIND.json."""
+    name = f"{before}{str(record['date'])[:10]}-{commit().rstrip('+')}{behind}.json"
+    path = out or ROOT / "bench" / "results" / "cpu" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=1) + "\n")
+    print(f"\n{path}")
