@@ -68,12 +68,12 @@ def test_rows_on_the_same_pictures_share_their_files_and_the_order_is_that_of_th
     found = turns(None)
     assert [turn.name for turn in found[:3]] == ["sam_lite-0", "stable-0", "stable_long-0"]
     by_name = {turn.name: turn for turn in found}
-    assert len(by_name) == len(found) > 25
+    assert len(by_name) == len(found) > 15
     shared = {name: by_name[name].shared for name in ("sam_lite-0", "stable-0", "dt-0", "stable-1", "pt_220-0")}
     assert not shared["sam_lite-0"]
     assert shared["stable-0"] == shared["dt-0"]
     assert len(shared["stable-0"] & shared["stable-1"]) == 1  # pictures, not occlusions
     assert not shared["stable-0"] & shared["pt_220-0"]
-    assert [turn.name for turn in turns("dt")] == ["dt-0", "dt-1"]
+    assert [turn.name for turn in turns("stable,dt")] == ["stable-0", "dt-0", "stable-1", "stable-2"]
     with pytest.raises(ValueError, match=r"rows: expected some of .*, got \['cake'\]"):
         turns("dt,cake")

@@ -12,6 +12,7 @@ from segment_anything.modeling import Sam
 from torch import distributed
 
 from stable_sam_cuda.evaluation.sharding import rank
+from stable_sam_cuda.sam.lite import new_sam_lite
 from stable_sam_cuda.training.checkpoint import save_bytes, save_weights
 from stable_sam_cuda.training.dataset import find_masked_images
 from stable_sam_cuda.training.run_log import drop_newer
@@ -183,9 +184,11 @@ def train(settings: Settings, device: torch.device) -> None:
     samples, validation = (find_masked_images(settings.data, split) for split in ("train", "val"))
     if len(samples) < recipe.batch:
         raise ValueError(f"batch: expected at most the {len(samples)} pictures of the data, got {recipe.batch}")
-    trainer = LiteTrainer(
-        starting_model(recipe.variant, recipe.image_size, settings.init).to(device), samples, validation, settings
-    )
+    if settings.resume and (out / CHECKPOINT).exists():  # which holds all weights: none are asked for on this machine
+        sam = new_sam_lite(recipe.variant, recipe.image_size)
+    else:
+        sam = starting_model(recipe.variant, recipe.image_size, settings.init)
+    trainer = LiteTrainer(sam.to(device), samples, validation, settings)
     out.mkdir(parents=True, exist_ok=True)
     if settings.resume:
         trainer.resume()
