@@ -72,13 +72,13 @@ def test_a_handover_fits_and_keeps_the_state_to_half_precision(checkpoint: dict,
     for part in ("model", "average"):
         assert found[part].keys() == checkpoint[part].keys()
         for name, value in checkpoint[part].items():
-            torch.testing.assert_close(found[part][name], value, rtol=1e-3, atol=1e-6)
+            torch.testing.assert_close(found[part][name], value, rtol=1e-3, atol=1e-6)  # handed over in float16
     trainable = new_sam_lite("lite0", 64)
     optimizer = torch.optim.AdamW([{"params": list(trainable.parameters()), "scale": 0.0}])
     optimizer.load_state_dict(found["optimizer"])
     assert optimizer.param_groups[0]["scale"] == 0.3
     for old, new in zip(checkpoint["optimizer"]["state"].values(), optimizer.state.values(), strict=True):
-        torch.testing.assert_close(new["exp_avg_sq"], old["exp_avg_sq"], rtol=0.01, atol=1e-12)
+        torch.testing.assert_close(new["exp_avg_sq"], old["exp_avg_sq"], rtol=0.01, atol=1e-12)  # in bfloat16
         assert new["step"] == old["step"]
 
 
