@@ -29,6 +29,7 @@ class Table:
 THREE = (0, 1, 2)
 BASE = Row("sam_lite", "`sam_lite` alone", None, tested=True)
 FULL = Row("stable", "Stable-SAM (DSP + RTS + DRP)", {"method": "stable"}, THREE, tested=True)
+BOTH = Row("stable_both", "Stable-SAM in both blocks", {"method": "stable", "blocks": 2}, THREE, tested=True)
 SHIPPED = Row(
     "stable_long",
     "four epochs, more noisy boxes: the plugin that is shipped",
@@ -47,11 +48,12 @@ HEADLINE = Table(
     "Stable-SAM beside the baselines: one epoch, the same prompts",
     (
         BASE,
-        Row("pt", "PT: output token and its hypernetwork", {"method": "pt"}, tested=True),
-        Row("dt", "DT: mask decoder", {"method": "dt"}, tested=True),
-        Row("lora", "LoRA on the decoder's queries and values", {"method": "lora"}, tested=True),
-        Row("adapter", "Adapter behind the decoder's MLPs", {"method": "adapter"}, tested=True),
+        Row("pt", "PT: output token and its hypernetwork", {"method": "pt"}, THREE, tested=True),
+        Row("dt", "DT: mask decoder", {"method": "dt"}, THREE, tested=True),
+        Row("lora", "LoRA on the decoder's queries and values", {"method": "lora"}, THREE, tested=True),
+        Row("adapter", "Adapter behind the decoder's MLPs", {"method": "adapter"}, THREE, tested=True),
         FULL,
+        BOTH,
         SHIPPED,
     ),
 )
@@ -75,6 +77,16 @@ PARTS = Table(
         Row("dsp_rts", "+ DSP + RTS", {"method": "stable", "router-hidden": 0}),
         FULL,
         Row("router_alone", "RTS + DRP, nothing displaced (s_p = 0)", {"method": "stable", "max-offset": 0}),
+    ),
+)
+BLOCKS = Table(
+    "blocks",
+    "The plugin in the last block alone, and in both",
+    (
+        FULL,
+        BOTH,
+        Row("both_still", "in both blocks, nothing displaced (s_p = 0)", BOTH.options | {"max-offset": 0}),
+        Row("both_dsp", "in both blocks, DSP (exact boxes only)", BOTH.options | DSP_ALONE),
     ),
 )
 LOW_SHOT = Table(
@@ -107,7 +119,7 @@ AMPLITUDES = Table(
         Row("amplitude_channel", "one factor a channel and location", {"method": "stable", "amplitude": "channel"}),
     ),
 )
-TABLES = (HEADLINE, EXACT, PARTS, LOW_SHOT, OFFSETS, AMPLITUDES)
+TABLES = (HEADLINE, EXACT, PARTS, BLOCKS, LOW_SHOT, OFFSETS, AMPLITUDES)
 
 
 def all_rows() -> list[Row]:

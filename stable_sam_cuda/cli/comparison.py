@@ -12,7 +12,7 @@ from segment_anything.modeling import Sam
 
 from stable_sam_cuda.cli.prompts import ObjectPrompt
 from stable_sam_cuda.modules.attention import AttentionPath
-from stable_sam_cuda.sam import StableSamPredictor, plugin_of, stabilize
+from stable_sam_cuda.sam import StableSamPredictor, plugin_of, samplers_of, stabilize
 from stable_sam_cuda.sam.stable_block import stable_block_of
 
 T = TypeVar("T")
@@ -30,8 +30,9 @@ class Prediction:
 class Comparison:
     """Predictions of both models, one an object, and milliseconds: ``encoder``, ``sam_decoder``, ``stable_decoder``.
 
-    ``stable`` is None where no plugin was asked for. ``offsets`` are the plugin's raw offsets, (2, H, W) an object, and
-    ``max_offset`` its s_p. ``attention`` is the path of the plugin's attention, "fused" or "sampled".
+    ``stable`` is None where no plugin was asked for. ``offsets`` are the plugin's raw offsets in the last block,
+    (2, H, W) an object, and ``max_offset`` its s_p. ``attention`` is the path of the attention there, "fused" or
+    "sampled".
     """
 
     sam: list[Prediction]
@@ -82,8 +83,9 @@ def compare_models(
     if plugin is None:
         return Comparison(plain, None, milliseconds)
     stabilize(sam, plugin)
+    for joined in samplers_of(sam):
+        joined.backend = backend
     sampler = plugin_of(sam)
-    sampler.backend = backend
     # Prompts of one run are of one kind, so the predictor decodes them in their order.
     offsets: list[np.ndarray] = []
     hook = sampler.offset_network.register_forward_hook(lambda _, __, out: offsets.extend(out[1].float().cpu().numpy()))

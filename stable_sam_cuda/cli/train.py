@@ -35,6 +35,9 @@ def train(
     max_offset: Annotated[float, typer.Option(help="s_p of the plugin, in pixels of the feature map.")] = 4.0,
     amplitude: Annotated[str, typer.Option(help="Reading of the amplitude: conv, location or channel.")] = "conv",
     router_hidden: Annotated[int, typer.Option(help="Width of the router; 0: no router.")] = 32,
+    blocks: Annotated[
+        int, typer.Option(help="How many of the decoder's last blocks the plugin joins: 1, the paper's, or 2.", min=1)
+    ] = 1,
     robust: Annotated[bool, typer.Option(help="RTS: all prompt kinds; without it, exact boxes only.")] = True,
     mix: Annotated[
         str, typer.Option(help="Frequencies of RTS's prompt kinds: noisy_box=3,one_point=2,...; empty: the default.")
@@ -64,7 +67,7 @@ def train(
 
     run = TrainingRun(
         method, epochs, images, objects, lr, max_offset, amplitude, router_hidden, robust, mix, occlusions,
-        occluded_masks, augment, accumulate, together, amp, loss, time_budget, checkpoint_every, seed,
+        occluded_masks, augment, accumulate, together, amp, loss, time_budget, checkpoint_every, seed, blocks,
     )  # fmt: skip
     with process_group():
         console = Console(quiet=rank() != 0)

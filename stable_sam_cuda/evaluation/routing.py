@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from segment_anything.modeling import Sam
 from torch import Tensor
 
-from stable_sam_cuda.sam.stable_block import StableTwoWayAttentionBlock, last_block
+from stable_sam_cuda.sam.stable_block import stable_blocks_of
 
 
 class RouterRecord:
@@ -28,10 +28,10 @@ class RouterRecord:
 
 @contextmanager
 def recorded_routing(sam: Sam) -> Iterator[RouterRecord]:
-    """Record the router of ``sam``'s plugin; of a plain SAM, or a plugin without router, nothing."""
+    """Record the router of ``sam``'s plugin in the last block; of a plain SAM, or a plugin without router, nothing."""
     record = RouterRecord()
-    block = last_block(sam)
-    router = block.plugin.router if isinstance(block, StableTwoWayAttentionBlock) else None
+    blocks = stable_blocks_of(sam)
+    router = blocks[-1].plugin.router if blocks else None
     hook = None if router is None else router.register_forward_hook(lambda _module, _inputs, alpha: record.add(alpha))
     try:
         yield record

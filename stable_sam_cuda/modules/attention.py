@@ -92,13 +92,12 @@ def attend_fused(
     """
     features = image_features.contiguous(memory_format=torch.channels_last)
     projected, offsets = sampler.offset_network(features, sampler.backend)
-    alpha = features.new_tensor([[1.0, 0.0]]) if sampler.router is None else sampler.router(output_token)
     return deformable_attention(
         queries,
         projected,
         features,
         offsets,
-        alpha,
+        sampler.alpha(output_token),
         key_pe,
         **weights._asdict(),
         max_offset=sampler.max_offset,

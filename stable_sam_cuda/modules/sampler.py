@@ -98,13 +98,30 @@ class DeformableSampler(nn.Module):
         """
         self._check(image_features, output_token)
         features = image_features.contiguous(memory_format=torch.channels_last)
-        projected, offsets = self.offset_network(features, self.backend)
         alpha = None if self.router is None else self.router(output_token)
+        return self._sample(features, identity=None if alpha is None else features, alpha=alpha)
+
+    def alpha(self, output_token: Tensor) -> Tensor:
+        """The shares of deformed features and of x for output tokens (B, token_channels): (B, 2), or (1, 2) for all.
+
+        Without a router they are 1 and 0.
+        """
+        return output_token.new_tensor([[1.0, 0.0]]) if self.router is None else self.router(output_token)
+
+    def deformed(self, image_features: Tensor) -> Tensor:
+        """What `forward` blends with x by alpha: x* at the displaced locations, amplitude included. It knows no prompt.
+
+        image_features: x, (B, C, H, W). Returns (B, C, H, W), in channels-last memory.
+        """
+        return self._sample(image_features.contiguous(memory_format=torch.channels_last))
+
+    def _sample(self, features: Tensor, identity: Tensor | None = None, alpha: Tensor | None = None) -> Tensor:
+        projected, offsets = self.offset_network(features, self.backend)
         modulated = self.amplitude_head is not None
         return deformable_sample(
             features if modulated else projected,
             offsets,
-            identity=None if alpha is None else features,
+            identity=identity,
             alpha=alpha,
             amplitude=2 * torch.sigmoid(self.amplitude_head(projected)) if modulated else None,
             max_offset=self.max_offset,

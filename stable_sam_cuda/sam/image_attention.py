@@ -49,18 +49,18 @@ def attend_to_image(
         position: the encoding's projection by ``k_proj``, bias included, (1, N, inner).
         projected: keys and values of ``features`` where they are there already.
     """
-    heads, rows = attention.num_heads, _scaled(attention, attention.q_proj(queries))
+    heads, rows = attention.num_heads, scaled(attention, attention.q_proj(queries))
     batch, count, _ = rows.shape
     if projected is not None:
-        logits = _by_head(rows, heads) @ _by_head(projected.keys, heads).transpose(1, 2)
-        attended = logits.softmax(dim=-1) @ _by_head(projected.values, heads)
-        return attention.out_proj(_joined(attended, batch))
+        logits = by_head(rows, heads) @ by_head(projected.keys, heads).transpose(1, 2)
+        attended = logits.softmax(dim=-1) @ by_head(projected.values, heads)
+        return attention.out_proj(joined(attended, batch))
     logits = _logits(rows, features, attention.k_proj.weight, position, heads)
     mixed = _mix(logits.softmax(dim=-1).flatten(1, 2), features)
     # (h, B * T, C) @ (h, C, d): each head's own rows of W_v.
     mixed = mixed.unflatten(1, (heads, count)).transpose(0, 1).flatten(1, 2)
     values = mixed @ attention.v_proj.weight.unflatten(0, (heads, -1)).transpose(1, 2)
-    return attention.out_proj(_joined(values, batch) + attention.v_proj.bias)
+    return attention.out_proj(joined(values, batch) + attention.v_proj.bias)
 
 
 def add_attention_to_tokens(
@@ -80,10 +80,10 @@ def add_attention_to_tokens(
         projected: queries of ``features`` where they are there already.
     """
     heads = attention.num_heads
-    rows, values = _scaled(attention, attention.k_proj(keys)), attention.v_proj(values)
+    rows, values = scaled(attention, attention.k_proj(keys)), attention.v_proj(values)
     batch, count, _ = rows.shape
     if projected is not None:
-        logits = _by_head(rows, heads) @ _by_head(projected.queries, heads).transpose(1, 2)
+        logits = by_head(rows, heads) @ by_head(projected.queries, heads).transpose(1, 2)
         logits = logits.unflatten(1, (batch, count)).transpose(0, 1)
     else:
         logits = _logits(rows, features, attention.q_proj.weight, position, heads)
@@ -95,7 +95,8 @@ def add_attention_to_tokens(
     return torch.baddbmm(features, shares, outputs)
 
 
-def _scaled(attention: Attention, rows: Tensor) -> Tensor:
+def scaled(attention: Attention, rows: Tensor) -> Tensor:
+    """Rows (B, T, inner) divided by the square root of a head's width."""
     return rows / math.sqrt(attention.internal_dim // attention.num_heads)
 
 
@@ -107,7 +108,7 @@ def _logits(rows: Tensor, features: Tensor, weight: Tensor, position: Tensor, he
         logits = (folded.flatten(0, 1) @ features[0].t()).unflatten(0, (batch, heads, count))
     else:
         logits = torch.bmm(folded, features.transpose(1, 2)).unflatten(1, (heads, count))
-    of_position = _by_head(rows, heads) @ _by_head(position, heads).transpose(1, 2)
+    of_position = by_head(rows, heads) @ by_head(position, heads).transpose(1, 2)
     return logits + of_position.unflatten(1, (batch, count)).transpose(0, 1)
 
 
@@ -121,15 +122,15 @@ def _mix(shares: Tensor, features: Tensor) -> Tensor:
 def _fold(rows: Tensor, weight: Tensor, heads: int) -> Tensor:
     """Rows (B, T, inner) through weight (inner, C), head by head: (B, h * T, C)."""
     batch, count, _ = rows.shape
-    folded = _by_head(rows, heads) @ weight.unflatten(0, (heads, -1))
+    folded = by_head(rows, heads) @ weight.unflatten(0, (heads, -1))
     return folded.unflatten(1, (batch, count)).transpose(0, 1).flatten(1, 2)
 
 
-def _by_head(rows: Tensor, heads: int) -> Tensor:
+def by_head(rows: Tensor, heads: int) -> Tensor:
     """(B, T, inner) -> (h, B * T, d)."""
     return rows.flatten(0, 1).unflatten(1, (heads, -1)).transpose(0, 1)
 
 
-def _joined(rows: Tensor, batch: int) -> Tensor:
+def joined(rows: Tensor, batch: int) -> Tensor:
     """(h, B * T, d) -> (B, T, inner)."""
     return rows.transpose(0, 1).flatten(1).unflatten(0, (batch, -1))

@@ -42,16 +42,13 @@ def project_position(decoder: MaskDecoder, image_pe: Tensor) -> Position:
     return Position(image_pe, encoding, tuple(blocks), final.k_proj(encoding) if can_fold(final) else None)
 
 
-def project_image(block: TwoWayAttentionBlock, features: Tensor, position: BlockPosition) -> Projected | None:
-    """Keys, values and queries of image features (1, N, C) that all prompts share; None where SAM's own do it."""
-    keys, queries = position
-    if keys is None or queries is None:
-        return None
+def project_image(block: TwoWayAttentionBlock, features: Tensor, position: BlockPosition) -> Projected:
+    """Keys, values and queries of image features (1, N, C); ``position`` of two attentions that are SAM's own."""
     to_image, to_token = block.cross_attn_token_to_image, block.cross_attn_image_to_token
     return Projected(
-        keys=keys + features @ to_image.k_proj.weight.t(),
+        keys=position.keys + features @ to_image.k_proj.weight.t(),
         values=to_image.v_proj(features),
-        queries=queries + features @ to_token.q_proj.weight.t(),
+        queries=position.queries + features @ to_token.q_proj.weight.t(),
     )
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from stable_sam_cuda.modules.plain_module import is_plain
 from stable_sam_cuda.sam.image_attention import Projected, add_attention_to_tokens, attend_to_image
 from stable_sam_cuda.sam.image_keys import BlockPosition, Position, dense_pe, position_of, project_image
+from stable_sam_cuda.sam.shared_sampling import SharedSampling, attend_to_shared, share_sampling
 from stable_sam_cuda.sam.stable_block import OUTPUT_TOKEN_INDEX, StableTwoWayAttentionBlock, attend_among_tokens
 from stable_sam_cuda.sam.upscaling import mask_logits
 
@@ -115,7 +116,7 @@ def _transform(
 ) -> tuple[Tensor, Tensor]:
     """The two-way transformer: tokens (B, T, C) and features (B or 1, N, C) -> tokens and features (B, N, C)."""
     token_pe = tokens
-    projected = _project_if_cheaper(transformer, tokens, features, position)
+    projected = _project_if_cheaper(transformer.layers[0], tokens, features, position.blocks[0])
     for block, block_position in zip(transformer.layers, position.blocks, strict=True):
         if is_plain(block, TwoWayAttentionBlock, StableTwoWayAttentionBlock):
             tokens, features = _block(block, tokens, token_pe, features, position.encoding, block_position, projected)
@@ -130,15 +131,19 @@ def _transform(
 
 
 def _project_if_cheaper(
-    transformer: TwoWayTransformer, tokens: Tensor, features: Tensor, position: Position
-) -> Projected | None:
+    block: nn.Module, tokens: Tensor, features: Tensor, position: BlockPosition
+) -> Projected | SharedSampling | None:
     """Projections of the one image that all prompts share, unless folding them into the prompts is less work."""
-    block = transformer.layers[0]
-    if not is_plain(block, TwoWayAttentionBlock) or len(features) > 1:
+    if len(features) > 1 or not is_plain(block, TwoWayAttentionBlock, StableTwoWayAttentionBlock):
+        return None
+    if position.keys is None or position.queries is None:
         return None
     attention = block.cross_attn_token_to_image
-    rows = tokens.shape[0] * tokens.shape[1] * attention.num_heads
-    return project_image(block, features, position.blocks[0]) if rows > attention.internal_dim else None
+    if tokens.shape[0] * tokens.shape[1] * attention.num_heads <= attention.internal_dim:
+        return None
+    if isinstance(block, StableTwoWayAttentionBlock):
+        return share_sampling(block, features, position) if block.can_share() else None
+    return project_image(block, features, position)
 
 
 def _block(
@@ -148,14 +153,18 @@ def _block(
     features: Tensor,
     encoding: Tensor,
     position: BlockPosition,
-    projected: Projected | None,
+    projected: Projected | SharedSampling | None,
 ) -> tuple[Tensor, Tensor]:
     """`TwoWayAttentionBlock.forward`, or that of a stabilised block."""
     tokens = attend_among_tokens(block, tokens, token_pe)
 
     queries, output_token = tokens + token_pe, tokens[:, OUTPUT_TOKEN_INDEX]
     stable = isinstance(block, StableTwoWayAttentionBlock)
-    if stable and block.attends_fused(queries):
+    if isinstance(projected, SharedSampling):
+        attended = attend_to_shared(
+            block.cross_attn_token_to_image, queries, block.plugin.alpha(output_token), projected
+        )
+    elif stable and block.attends_fused(queries):
         attended = block.attend_fused(queries, features, encoding, output_token)
     else:
         seen = block.calibrate(features, output_token) if stable else features

@@ -1,18 +1,22 @@
 """Installs Stable-SAM's plugin in a Segment Anything model, and takes it out again."""
 
+from collections.abc import Sequence
 from os import PathLike, fspath
 from pathlib import Path
 
 from segment_anything.modeling import Sam
 
 from stable_sam_cuda.modules import DeformableSampler
+from stable_sam_cuda.modules.validation import require_integer
 from stable_sam_cuda.sam.base_models import base_model_name
-from stable_sam_cuda.sam.plugin_io import PLUGIN_SUFFIX, read_plugin, shipped_plugins
-from stable_sam_cuda.sam.stable_block import StableTwoWayAttentionBlock, last_block, stable_block_of
+from stable_sam_cuda.sam.plugin_io import PLUGIN_SUFFIX, Samplers, as_samplers, read_plugin, shipped_plugins
+from stable_sam_cuda.sam.stable_block import StableTwoWayAttentionBlock, last_blocks, stable_block_of, stable_blocks_of
+
+PluginLike = DeformableSampler | Sequence[DeformableSampler] | str | PathLike[str] | None
 
 
-def stabilize(sam: Sam, plugin: DeformableSampler | str | PathLike[str] | None = None) -> Sam:
-    """Turn a SAM into a Stable-SAM, in place: the plugin joins the last two-way block of the mask decoder.
+def stabilize(sam: Sam, plugin: PluginLike = None, *, blocks: int | None = None) -> Sam:
+    """Turn a SAM into a Stable-SAM, in place: the plugin joins the last two-way block of the mask decoder, or more.
 
     SAM's parameters keep their values and names and are frozen (``requires_grad`` False, restored by `unstabilize`);
     the plugin's parameters are trainable and appear in ``state_dict`` beside them. The plugin takes SAM's device and
@@ -23,7 +27,9 @@ def stabilize(sam: Sam, plugin: DeformableSampler | str | PathLike[str] | None =
         plugin: None for an untrained plugin, which leaves SAM's results as they are; ``"auto"`` for the plugin
             shipped for this base model, or the name of a shipped one; the path of a ``.safetensors`` file written
             by `save_plugin`; or a `DeformableSampler`, which is installed itself, whatever base model it was
-            trained on.
+            trained on. Several of them, in a list, join as many of the decoder's last blocks, in their order.
+        blocks: of an untrained plugin: how many of the decoder's last blocks it joins, each with a sampler of its own;
+            1, the paper's, by default. 2 are all that SAM has: see ``docs/results.md`` for what that brings.
 
     Returns:
         ``sam`` itself.
@@ -31,20 +37,22 @@ def stabilize(sam: Sam, plugin: DeformableSampler | str | PathLike[str] | None =
     Raises:
         TypeError: ``sam`` is no Segment Anything model, or ``plugin`` is of none of these types.
         ValueError: ``sam`` is stabilised already; the plugin is unknown, damaged, of other channel counts or of
-            another base model.
+            another base model; ``blocks`` are more than SAM has, or given beside a plugin that says it itself.
         FileNotFoundError: there is no such plugin file.
     """
-    block = last_block(sam)
-    if isinstance(block, StableTwoWayAttentionBlock):
+    if stable_blocks_of(sam):
         raise ValueError("sam: expected a plain SAM, got one that is stabilised already (call unstabilize(sam) first)")
-    sampler = _resolve_plugin(sam, plugin)
-    _check_channels(sam, sampler)
+    samplers = _resolve_plugin(sam, plugin, blocks)
+    for sampler in samplers:
+        _check_channels(sam, sampler)
+    joined = last_blocks(sam, len(samplers))
 
-    block.trainable_before = tuple(name for name, parameter in sam.named_parameters() if parameter.requires_grad)
+    joined[-1].trainable_before = tuple(name for name, parameter in sam.named_parameters() if parameter.requires_grad)
     sam.requires_grad_(False)
-    reference = block.norm1.weight
-    sampler.to(device=reference.device, dtype=reference.dtype).requires_grad_(True).train(sam.training)
-    StableTwoWayAttentionBlock.install(block, sampler)
+    reference = joined[-1].norm1.weight
+    for block, sampler in zip(joined, samplers, strict=True):
+        sampler.to(device=reference.device, dtype=reference.dtype).requires_grad_(True).train(sam.training)
+        StableTwoWayAttentionBlock.install(block, sampler)
     return sam
 
 
@@ -55,18 +63,31 @@ def unstabilize(sam: Sam) -> Sam:
         TypeError: ``sam`` is no Segment Anything model.
         ValueError: ``sam`` is not stabilised.
     """
-    block = stable_block_of(sam)
-    trainable = set(block.trainable_before)
-    del block.trainable_before
-    StableTwoWayAttentionBlock.uninstall(block)
+    last = stable_block_of(sam)
+    trainable = set(last.trainable_before)
+    del last.trainable_before
+    for block in stable_blocks_of(sam):
+        StableTwoWayAttentionBlock.uninstall(block)
     for name, parameter in sam.named_parameters():
         parameter.requires_grad_(name in trainable)
     return sam
 
 
 def plugin_of(sam: Sam) -> DeformableSampler:
-    """The plugin installed in a stabilised SAM; TypeError or ValueError where there is none."""
+    """The plugin in the last block of a stabilised SAM, the paper's; TypeError or ValueError where there is none.
+
+    `samplers_of` has those of all blocks.
+    """
     return stable_block_of(sam).plugin
+
+
+def samplers_of(sam: Sam) -> Samplers:
+    """The samplers of all blocks that the plugin joined, in their order; none in a plain SAM.
+
+    Raises:
+        TypeError: ``sam`` is no Segment Anything model.
+    """
+    return tuple(block.plugin for block in stable_blocks_of(sam))
 
 
 def _check_channels(sam: Sam, sampler: DeformableSampler) -> None:
@@ -78,12 +99,16 @@ def _check_channels(sam: Sam, sampler: DeformableSampler) -> None:
             )
 
 
-def _resolve_plugin(sam: Sam, plugin: DeformableSampler | str | PathLike[str] | None) -> DeformableSampler:
+def _resolve_plugin(sam: Sam, plugin: PluginLike, blocks: int | None) -> Samplers:
     if plugin is None:
-        channels = sam.mask_decoder.transformer_dim
-        return DeformableSampler(channels, token_channels=channels)
-    if isinstance(plugin, DeformableSampler):
-        return plugin
+        channels, count = sam.mask_decoder.transformer_dim, 1 if blocks is None else blocks
+        require_integer("blocks", count, 1)
+        last_blocks(sam, count)
+        return tuple(DeformableSampler(channels, token_channels=channels) for _ in range(count))
+    if blocks is not None:
+        raise ValueError(f"blocks: expected None beside a plugin, which says it itself, got {blocks}")
+    if isinstance(plugin, DeformableSampler) or (isinstance(plugin, Sequence) and not isinstance(plugin, str)):
+        return as_samplers(plugin)
     if not isinstance(plugin, (str, PathLike)):
         raise TypeError(
             "plugin: expected None, a name, the path of a .safetensors file or a DeformableSampler, "
@@ -91,13 +116,13 @@ def _resolve_plugin(sam: Sam, plugin: DeformableSampler | str | PathLike[str] | 
         )
     base_model = base_model_name(sam)
     path = _find_plugin_file(fspath(plugin), base_model)
-    sampler, record = read_plugin(path)
+    samplers, record = read_plugin(path)
     if record.base_model not in (None, base_model):
         raise ValueError(
             f"plugin: expected one trained on {base_model or 'this model'}, got {path}, trained on "
-            f"{record.base_model} (pass load_plugin(path) to install it all the same)"
+            f"{record.base_model} (pass load_samplers(path) to install it all the same)"
         )
-    return sampler
+    return samplers
 
 
 def _find_plugin_file(plugin: str, base_model: str | None) -> Path:

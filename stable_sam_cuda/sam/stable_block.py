@@ -8,6 +8,7 @@ from torch import Tensor
 
 from stable_sam_cuda.modules import DeformableSampler
 from stable_sam_cuda.modules.attention import AttentionPath, AttentionWeights, attend_fused, path_of
+from stable_sam_cuda.modules.plain_module import is_plain
 from stable_sam_cuda.sam.image_attention import can_fold
 
 # SAM's queries are [IoU token, mask token 0 .. 3, prompt tokens]. The paper routes by "the output token" and leaves
@@ -69,6 +70,14 @@ class StableTwoWayAttentionBlock(TwoWayAttentionBlock):
         weights = AttentionWeights(*parameters, num_heads=attention.num_heads)
         return attend_fused(self.plugin, weights, queries, _as_map(keys), _as_map(key_pe), output_token)
 
+    def can_share(self) -> bool:
+        """Whether what is sampled may be computed apart from a call of the plugin: it has no hooks of its own."""
+        return is_plain(self.plugin, DeformableSampler)
+
+    def deformed(self, keys: Tensor) -> Tensor:
+        """What the plugin samples from keys (B, H * W, C), before it is blended with them: (B, H * W, C)."""
+        return self.plugin.deformed(_as_map(keys)).flatten(2).transpose(1, 2)
+
     def calibrate(self, keys: Tensor, output_token: Tensor) -> Tensor:
         """The plugin's features for keys (B, H * W, C): (B, H * W, C)."""
         return self.plugin(_as_map(keys), output_token).flatten(2).transpose(1, 2)
@@ -92,22 +101,36 @@ def attend_among_tokens(block: TwoWayAttentionBlock, queries: Tensor, query_pe: 
     return block.norm1(queries + block.self_attn(q=q, k=q, v=queries))
 
 
-def last_block(sam: Sam) -> TwoWayAttentionBlock:
-    """The last two-way block of the mask decoder; TypeError where ``sam`` has no such thing."""
+def last_blocks(sam: Sam, count: int) -> list[TwoWayAttentionBlock]:
+    """The last ``count`` two-way blocks of the mask decoder, in their order.
+
+    Raises:
+        TypeError: ``sam`` is no Segment Anything model, or one of these blocks is of another class.
+        ValueError: the decoder has fewer blocks.
+    """
     if not isinstance(sam, Sam):
         raise TypeError(f"sam: expected a segment_anything Sam model, got {type(sam).__module__}.{type(sam).__name__}")
     transformer = sam.mask_decoder.transformer
     if not isinstance(transformer, TwoWayTransformer):
         raise TypeError(f"sam: expected a TwoWayTransformer in the mask decoder, got {type(transformer).__name__}")
-    block = transformer.layers[-1]
-    if type(block) not in (TwoWayAttentionBlock, StableTwoWayAttentionBlock):
-        raise TypeError(f"sam: expected a TwoWayAttentionBlock as the decoder's last, got {type(block).__name__}")
-    return block
+    layers = list(transformer.layers)
+    if not 1 <= count <= len(layers):
+        raise ValueError(f"blocks: expected 1 to {len(layers)}, the two-way blocks of SAM's decoder, got {count}")
+    for block in layers[-count:]:
+        if type(block) not in (TwoWayAttentionBlock, StableTwoWayAttentionBlock):
+            raise TypeError(f"sam: expected a TwoWayAttentionBlock as the decoder's last, got {type(block).__name__}")
+    return layers[-count:]
+
+
+def stable_blocks_of(sam: Sam) -> list[StableTwoWayAttentionBlock]:
+    """The blocks that hold samplers of the plugin, in their order, none in a plain SAM; TypeError as `last_blocks`."""
+    last_blocks(sam, 1)
+    return [block for block in sam.mask_decoder.transformer.layers if isinstance(block, StableTwoWayAttentionBlock)]
 
 
 def stable_block_of(sam: Sam) -> StableTwoWayAttentionBlock:
-    """The block that holds the plugin; ValueError where ``sam`` is not stabilised."""
-    block = last_block(sam)
-    if not isinstance(block, StableTwoWayAttentionBlock):
+    """The last block, where it holds the plugin; ValueError where ``sam`` is not stabilised."""
+    blocks = stable_blocks_of(sam)
+    if not blocks:
         raise ValueError("sam: expected a stabilised SAM, got a plain one (call stabilize(sam) first)")
-    return block
+    return blocks[-1]

@@ -11,6 +11,7 @@ from segment_anything.modeling import Sam
 from torch import distributed, nn
 
 from stable_sam_cuda.modules import DeformableSampler
+from stable_sam_cuda.modules.validation import require_integer
 from stable_sam_cuda.training.augmented_images import augmented_images
 from stable_sam_cuda.training.embeddings import EmbeddingCache, JoinedEmbeddings
 from stable_sam_cuda.training.loop import PluginTrainer, StepRecord
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 SHOWN_OCCLUSIONS = 18
 OCCLUDED_MASKS = ("visible", "whole")
-RECORDED_WHERE_SET = ("mix", "accumulate", "together", "amp", "loss", "time_budget", "augment")
+RECORDED_WHERE_SET = ("mix", "accumulate", "together", "amp", "loss", "time_budget", "augment", "blocks")
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class TrainingRun:
     time_budget: float | None = None
     checkpoint_every: int = 50
     seed: int = 0
+    blocks: int = 1
 
     def options(self) -> TrainingOptions:
         """Those of the training loop."""
@@ -124,6 +126,7 @@ def check_run(run: TrainingRun, out: Path, resume: bool, device: torch.device) -
         if getattr(run, name) < 0:
             raise ValueError(f"{name}: expected at least 0, got {getattr(run, name)}")
     check_method(run.method)
+    require_integer("blocks", run.blocks, 1)
     run.options().check(device)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -246,8 +249,8 @@ def _install(sam: Sam, run: TrainingRun) -> dict[str, nn.Parameter]:
             return install_method(sam, run.method)
         width = sam.mask_decoder.transformer_dim
         sizes = {"token_channels": width, "router_hidden": run.router_hidden}
-        plugin = DeformableSampler(width, **sizes, max_offset=run.max_offset, amplitude=run.amplitude)
-        return install_method(sam, run.method, plugin)
+        sizes |= {"max_offset": run.max_offset, "amplitude": run.amplitude}
+        return install_method(sam, run.method, [DeformableSampler(width, **sizes) for _ in range(run.blocks)])
 
 
 def _show(samples: list[OccludedImage], out: Path) -> None:
