@@ -16,9 +16,9 @@ from stable_sam_cuda.modules import DeformableSampler, DynamicRouter, OffsetNetw
 if TYPE_CHECKING:
     from stable_sam_cuda.sam.automatic_masks import StableSamAutomaticMaskGenerator
     from stable_sam_cuda.sam.build import load_sam
-    from stable_sam_cuda.sam.plugin_io import load_plugin, load_samplers, plugin_state_dict, save_plugin
+    from stable_sam_cuda.sam.plugin_io import load_plugin, plugin_state_dict, save_plugin
     from stable_sam_cuda.sam.predictor import StableSamPredictor
-    from stable_sam_cuda.sam.stabilize import plugin_of, samplers_of, stabilize, unstabilize
+    from stable_sam_cuda.sam.stabilize import plugin_of, stabilize, unstabilize
 
 __version__ = "0.1.0"
 
@@ -29,10 +29,8 @@ _SAM_NAMES = frozenset(
         "StableSamPredictor",
         "load_plugin",
         "load_sam",
-        "load_samplers",
         "plugin_of",
         "plugin_state_dict",
-        "samplers_of",
         "save_plugin",
         "stabilize",
         "unstabilize",
@@ -54,11 +52,9 @@ __all__ = [
     "deformable_sample",
     "load_plugin",
     "load_sam",
-    "load_samplers",
     "offset_head",
     "plugin_of",
     "plugin_state_dict",
-    "samplers_of",
     "save_plugin",
     "stabilize",
     "unstabilize",

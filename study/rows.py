@@ -29,7 +29,7 @@ class Table:
 THREE = (0, 1, 2)
 BASE = Row("sam_lite", "`sam_lite` alone", None, tested=True)
 FULL = Row("stable", "Stable-SAM (DSP + RTS + DRP)", {"method": "stable"}, THREE, tested=True)
-BOTH = Row("stable_both", "Stable-SAM in both blocks", {"method": "stable", "blocks": 2}, THREE, tested=True)
+BOTH = Row("stable_both", "Stable-SAM, shared by both blocks", {"method": "stable", "blocks": 2}, THREE, tested=True)
 SHIPPED = Row(
     "stable_long",
     "four epochs, more noisy boxes: the plugin that is shipped",
@@ -81,12 +81,12 @@ PARTS = Table(
 )
 BLOCKS = Table(
     "blocks",
-    "The plugin in the last block alone, and in both",
+    "The plugin in the last block alone, and shared by both",
     (
         FULL,
         BOTH,
-        Row("both_still", "in both blocks, nothing displaced (s_p = 0)", BOTH.options | {"max-offset": 0}),
-        Row("both_dsp", "in both blocks, DSP (exact boxes only)", BOTH.options | DSP_ALONE),
+        Row("both_still", "shared by both, nothing displaced (s_p = 0)", BOTH.options | {"max-offset": 0}),
+        Row("both_dsp", "shared by both, DSP (exact boxes only)", BOTH.options | DSP_ALONE),
     ),
 )
 LOW_SHOT = Table(

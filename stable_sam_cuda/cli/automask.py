@@ -19,7 +19,7 @@ from stable_sam_cuda.cli.options import NO_PLUGIN
 from stable_sam_cuda.cli.output import Outputs
 from stable_sam_cuda.cli.prompts import ObjectPrompt
 from stable_sam_cuda.picture import read_picture
-from stable_sam_cuda.sam import StableSamAutomaticMaskGenerator, load_sam, samplers_of, stabilize
+from stable_sam_cuda.sam import StableSamAutomaticMaskGenerator, load_sam, plugin_of, stabilize
 from stable_sam_cuda.visualize import draw_id_map
 
 ONE_POINT = ObjectPrompt(points=((0.0, 0.0),), labels=(1,))
@@ -70,8 +70,7 @@ def load(
     sam = load_sam(model, checkpoint, device=device)
     if chosen is None:
         return sam, None, None
-    for sampler in samplers_of(stabilize(sam, plugin)):
-        sampler.backend = backend
+    plugin_of(stabilize(sam, plugin)).backend = backend
     return sam, chosen.value, attention_path(sam, ONE_POINT)
 
 

@@ -12,7 +12,7 @@ from segment_anything.modeling import Sam
 
 from stable_sam_cuda.cli.prompts import ObjectPrompt
 from stable_sam_cuda.modules.attention import AttentionPath
-from stable_sam_cuda.sam import StableSamPredictor, plugin_of, samplers_of, stabilize
+from stable_sam_cuda.sam import StableSamPredictor, plugin_of, stabilize
 from stable_sam_cuda.sam.stable_block import stable_block_of
 
 T = TypeVar("T")
@@ -83,14 +83,14 @@ def compare_models(
     if plugin is None:
         return Comparison(plain, None, milliseconds)
     stabilize(sam, plugin)
-    for joined in samplers_of(sam):
-        joined.backend = backend
     sampler = plugin_of(sam)
+    sampler.backend = backend
     # Prompts of one run are of one kind, so the predictor decodes them in their order.
-    offsets: list[np.ndarray] = []
-    hook = sampler.offset_network.register_forward_hook(lambda _, __, out: offsets.extend(out[1].float().cpu().numpy()))
+    calls: list[np.ndarray] = []
+    hook = sampler.offset_network.register_forward_hook(lambda _, __, out: calls.append(out[1].float().cpu().numpy()))
     stable, milliseconds["stable_decoder"] = timed(decode, predictor.device)
     hook.remove()
+    offsets = [each for call in calls[sampler.blocks - 1 :: sampler.blocks] for each in call]
     return Comparison(plain, stable, milliseconds, offsets, sampler.max_offset, attention_path(sam, prompts[0]))
 
 

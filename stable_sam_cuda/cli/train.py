@@ -36,7 +36,7 @@ def train(
     amplitude: Annotated[str, typer.Option(help="Reading of the amplitude: conv, location or channel.")] = "conv",
     router_hidden: Annotated[int, typer.Option(help="Width of the router; 0: no router.")] = 32,
     blocks: Annotated[
-        int, typer.Option(help="How many of the decoder's last blocks the plugin joins: 1, the paper's, or 2.", min=1)
+        int, typer.Option(help="How many of the decoder's last blocks share the plugin: 1, the paper's, or 2.", min=1)
     ] = 1,
     robust: Annotated[bool, typer.Option(help="RTS: all prompt kinds; without it, exact boxes only.")] = True,
     mix: Annotated[

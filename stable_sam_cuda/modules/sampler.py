@@ -34,6 +34,8 @@ class DeformableSampler(nn.Module):
             ``"channel"``: x itself is sampled, times one predicted factor a channel and location.
             Predicted factors are ``2 * sigmoid(Conv1x1(x*))`` with a zero convolution, so they start at 1.
         kernel_size: side of the offset network's depthwise kernel, odd.
+        blocks: how many of the mask decoder's last two-way blocks share this sampler, where `stabilize` installs it:
+            1, as in the paper, or 2, all that SAM has. It is kept here because trained weights belong to it.
         backend: backend of `deformable_sample`.
     """
 
@@ -46,11 +48,13 @@ class DeformableSampler(nn.Module):
         max_offset: float = DEFAULT_MAX_OFFSET,
         amplitude: str = "conv",
         kernel_size: int = 5,
+        blocks: int = 1,
         backend: str = "auto",
     ) -> None:
         super().__init__()
         require_integer("token_channels", token_channels, 1)
         require_integer("router_hidden", router_hidden, 0)
+        require_integer("blocks", blocks, 1)
         if amplitude not in AMPLITUDES:
             raise ValueError(f"amplitude: expected one of {', '.join(AMPLITUDES)}, got {amplitude!r}")
         if isinstance(max_offset, bool) or not isinstance(max_offset, (int, float)):
@@ -64,6 +68,7 @@ class DeformableSampler(nn.Module):
         self.max_offset = float(max_offset)
         self.amplitude = amplitude
         self.kernel_size = kernel_size
+        self.blocks = blocks
         self.backend = backend
 
         self.offset_network = OffsetNetwork(channels, kernel_size)
@@ -80,7 +85,7 @@ class DeformableSampler(nn.Module):
 
     def config(self) -> dict[str, int | float | str]:
         """The constructor's arguments that determine parameters and result (all but the backend)."""
-        names = ("channels", "token_channels", "router_hidden", "max_offset", "amplitude", "kernel_size")
+        names = ("channels", "token_channels", "router_hidden", "max_offset", "amplitude", "kernel_size", "blocks")
         return {name: getattr(self, name) for name in names}
 
     def extra_repr(self) -> str:

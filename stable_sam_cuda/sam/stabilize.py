@@ -1,22 +1,20 @@
 """Installs Stable-SAM's plugin in a Segment Anything model, and takes it out again."""
 
-from collections.abc import Sequence
 from os import PathLike, fspath
 from pathlib import Path
 
 from segment_anything.modeling import Sam
 
 from stable_sam_cuda.modules import DeformableSampler
-from stable_sam_cuda.modules.validation import require_integer
 from stable_sam_cuda.sam.base_models import base_model_name
-from stable_sam_cuda.sam.plugin_io import PLUGIN_SUFFIX, Samplers, as_samplers, read_plugin, shipped_plugins
+from stable_sam_cuda.sam.plugin_io import PLUGIN_SUFFIX, read_plugin, shipped_plugins
 from stable_sam_cuda.sam.stable_block import StableTwoWayAttentionBlock, last_blocks, stable_block_of, stable_blocks_of
 
-PluginLike = DeformableSampler | Sequence[DeformableSampler] | str | PathLike[str] | None
 
+def stabilize(sam: Sam, plugin: DeformableSampler | str | PathLike[str] | None = None) -> Sam:
+    """Turn a SAM into a Stable-SAM, in place: the plugin joins the last two-way block of the mask decoder.
 
-def stabilize(sam: Sam, plugin: PluginLike = None, *, blocks: int | None = None) -> Sam:
-    """Turn a SAM into a Stable-SAM, in place: the plugin joins the last two-way block of the mask decoder, or more.
+    A plugin made or trained with ``blocks=2`` (`DeformableSampler`) joins both blocks.
 
     SAM's parameters keep their values and names and are frozen (``requires_grad`` False, restored by `unstabilize`);
     the plugin's parameters are trainable and appear in ``state_dict`` beside them. The plugin takes SAM's device and
@@ -27,32 +25,30 @@ def stabilize(sam: Sam, plugin: PluginLike = None, *, blocks: int | None = None)
         plugin: None for an untrained plugin, which leaves SAM's results as they are; ``"auto"`` for the plugin
             shipped for this base model, or the name of a shipped one; the path of a ``.safetensors`` file written
             by `save_plugin`; or a `DeformableSampler`, which is installed itself, whatever base model it was
-            trained on. Several of them, in a list, join as many of the decoder's last blocks, in their order.
-        blocks: of an untrained plugin: how many of the decoder's last blocks it joins, each with a sampler of its own;
-            1, the paper's, by default. 2 are all that SAM has: see ``docs/results.md`` for what that brings.
+            trained on.
 
     Returns:
         ``sam`` itself.
 
     Raises:
         TypeError: ``sam`` is no Segment Anything model, or ``plugin`` is of none of these types.
-        ValueError: ``sam`` is stabilised already; the plugin is unknown, damaged, of other channel counts or of
-            another base model; ``blocks`` are more than SAM has, or given beside a plugin that says it itself.
+        ValueError: ``sam`` is stabilised already; the plugin is unknown, damaged, of other channel counts, for more
+            blocks than the decoder has, or of another base model.
         FileNotFoundError: there is no such plugin file.
     """
     if stable_blocks_of(sam):
         raise ValueError("sam: expected a plain SAM, got one that is stabilised already (call unstabilize(sam) first)")
-    samplers = _resolve_plugin(sam, plugin, blocks)
-    for sampler in samplers:
-        _check_channels(sam, sampler)
-    joined = last_blocks(sam, len(samplers))
+    sampler = _resolve_plugin(sam, plugin)
+    _check_channels(sam, sampler)
+    *earlier, last = last_blocks(sam, sampler.blocks)
 
-    joined[-1].trainable_before = tuple(name for name, parameter in sam.named_parameters() if parameter.requires_grad)
+    last.trainable_before = tuple(name for name, parameter in sam.named_parameters() if parameter.requires_grad)
     sam.requires_grad_(False)
-    reference = joined[-1].norm1.weight
-    for block, sampler in zip(joined, samplers, strict=True):
-        sampler.to(device=reference.device, dtype=reference.dtype).requires_grad_(True).train(sam.training)
-        StableTwoWayAttentionBlock.install(block, sampler)
+    reference = last.norm1.weight
+    sampler.to(device=reference.device, dtype=reference.dtype).requires_grad_(True).train(sam.training)
+    StableTwoWayAttentionBlock.install(last, sampler)
+    for block in earlier:
+        StableTwoWayAttentionBlock.install(block, sampler, owner=False)
     return sam
 
 
@@ -74,20 +70,8 @@ def unstabilize(sam: Sam) -> Sam:
 
 
 def plugin_of(sam: Sam) -> DeformableSampler:
-    """The plugin in the last block of a stabilised SAM, the paper's; TypeError or ValueError where there is none.
-
-    `samplers_of` has those of all blocks.
-    """
+    """The plugin installed in a stabilised SAM; TypeError or ValueError where there is none."""
     return stable_block_of(sam).plugin
-
-
-def samplers_of(sam: Sam) -> Samplers:
-    """The samplers of all blocks that the plugin joined, in their order; none in a plain SAM.
-
-    Raises:
-        TypeError: ``sam`` is no Segment Anything model.
-    """
-    return tuple(block.plugin for block in stable_blocks_of(sam))
 
 
 def _check_channels(sam: Sam, sampler: DeformableSampler) -> None:
@@ -99,16 +83,12 @@ def _check_channels(sam: Sam, sampler: DeformableSampler) -> None:
             )
 
 
-def _resolve_plugin(sam: Sam, plugin: PluginLike, blocks: int | None) -> Samplers:
+def _resolve_plugin(sam: Sam, plugin: DeformableSampler | str | PathLike[str] | None) -> DeformableSampler:
     if plugin is None:
-        channels, count = sam.mask_decoder.transformer_dim, 1 if blocks is None else blocks
-        require_integer("blocks", count, 1)
-        last_blocks(sam, count)
-        return tuple(DeformableSampler(channels, token_channels=channels) for _ in range(count))
-    if blocks is not None:
-        raise ValueError(f"blocks: expected None beside a plugin, which says it itself, got {blocks}")
-    if isinstance(plugin, DeformableSampler) or (isinstance(plugin, Sequence) and not isinstance(plugin, str)):
-        return as_samplers(plugin)
+        channels = sam.mask_decoder.transformer_dim
+        return DeformableSampler(channels, token_channels=channels)
+    if isinstance(plugin, DeformableSampler):
+        return plugin
     if not isinstance(plugin, (str, PathLike)):
         raise TypeError(
             "plugin: expected None, a name, the path of a .safetensors file or a DeformableSampler, "
@@ -116,13 +96,13 @@ def _resolve_plugin(sam: Sam, plugin: PluginLike, blocks: int | None) -> Sampler
         )
     base_model = base_model_name(sam)
     path = _find_plugin_file(fspath(plugin), base_model)
-    samplers, record = read_plugin(path)
+    sampler, record = read_plugin(path)
     if record.base_model not in (None, base_model):
         raise ValueError(
             f"plugin: expected one trained on {base_model or 'this model'}, got {path}, trained on "
-            f"{record.base_model} (pass load_samplers(path) to install it all the same)"
+            f"{record.base_model} (pass load_plugin(path) to install it all the same)"
         )
-    return samplers
+    return sampler
 
 
 def _find_plugin_file(plugin: str, base_model: str | None) -> Path:

@@ -26,9 +26,15 @@ class StableTwoWayAttentionBlock(TwoWayAttentionBlock):
     plugin: DeformableSampler
 
     @staticmethod
-    def install(block: TwoWayAttentionBlock, plugin: DeformableSampler) -> None:
+    def install(block: TwoWayAttentionBlock, plugin: DeformableSampler, *, owner: bool = True) -> None:
+        """``owner``: whether the plugin's parameters are the block's own. One that blocks share has one owner, so that
+        a SAM has its parameters once, under the same names however many blocks share it.
+        """
         block.__class__ = StableTwoWayAttentionBlock
-        block.plugin = plugin
+        if owner:
+            block.plugin = plugin
+        else:
+            object.__setattr__(block, "plugin", plugin)
 
     @staticmethod
     def uninstall(block: "StableTwoWayAttentionBlock") -> None:
@@ -115,7 +121,9 @@ def last_blocks(sam: Sam, count: int) -> list[TwoWayAttentionBlock]:
         raise TypeError(f"sam: expected a TwoWayTransformer in the mask decoder, got {type(transformer).__name__}")
     layers = list(transformer.layers)
     if not 1 <= count <= len(layers):
-        raise ValueError(f"blocks: expected 1 to {len(layers)}, the two-way blocks of SAM's decoder, got {count}")
+        raise ValueError(
+            f"plugin: expected one for 1 to {len(layers)} blocks, those of SAM's mask decoder, got one for {count}"
+        )
     for block in layers[-count:]:
         if type(block) not in (TwoWayAttentionBlock, StableTwoWayAttentionBlock):
             raise TypeError(f"sam: expected a TwoWayAttentionBlock as the decoder's last, got {type(block).__name__}")
@@ -123,13 +131,13 @@ def last_blocks(sam: Sam, count: int) -> list[TwoWayAttentionBlock]:
 
 
 def stable_blocks_of(sam: Sam) -> list[StableTwoWayAttentionBlock]:
-    """The blocks that hold samplers of the plugin, in their order, none in a plain SAM; TypeError as `last_blocks`."""
+    """The blocks that the plugin joined, in their order, none in a plain SAM; TypeError as `last_blocks`."""
     last_blocks(sam, 1)
     return [block for block in sam.mask_decoder.transformer.layers if isinstance(block, StableTwoWayAttentionBlock)]
 
 
 def stable_block_of(sam: Sam) -> StableTwoWayAttentionBlock:
-    """The last block, where it holds the plugin; ValueError where ``sam`` is not stabilised."""
+    """The last block, which owns the plugin; ValueError where ``sam`` is not stabilised."""
     blocks = stable_blocks_of(sam)
     if not blocks:
         raise ValueError("sam: expected a stabilised SAM, got a plain one (call stabilize(sam) first)")

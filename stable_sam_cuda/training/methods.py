@@ -4,7 +4,7 @@ Each method freezes SAM but for its own parameters. All but FT-SAM leave the ima
 work from cached image embeddings.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from segment_anything.modeling import Sam
@@ -15,31 +15,30 @@ from stable_sam_cuda.sam.stabilize import stabilize
 
 LORA_RANK = 4
 ADAPTER_HIDDEN = 16
-Plugin = DeformableSampler | Sequence[DeformableSampler] | None
 
 
-def _stable(sam: Sam, plugin: Plugin) -> None:
-    """Stable-SAM: DSP and DRP in the last two-way block, or several of them."""
+def _stable(sam: Sam, plugin: DeformableSampler | None) -> None:
+    """Stable-SAM: DSP and DRP in the last two-way block."""
     stabilize(sam, plugin)
 
 
-def _prompt_token(sam: Sam, plugin: Plugin) -> None:
+def _prompt_token(sam: Sam, plugin: DeformableSampler | None) -> None:
     """PT-SAM: the output token of the single mask and its hypernetwork."""
     sam.mask_decoder.mask_tokens.requires_grad_(True)
     sam.mask_decoder.output_hypernetworks_mlps[0].requires_grad_(True)
 
 
-def _decoder(sam: Sam, plugin: Plugin) -> None:
+def _decoder(sam: Sam, plugin: DeformableSampler | None) -> None:
     """DT-SAM: the whole mask decoder."""
     sam.mask_decoder.requires_grad_(True)
 
 
-def _whole(sam: Sam, plugin: Plugin) -> None:
+def _whole(sam: Sam, plugin: DeformableSampler | None) -> None:
     """FT-SAM: all of SAM, image encoder and prompt encoder included."""
     sam.requires_grad_(True)
 
 
-def _lora(sam: Sam, plugin: Plugin) -> None:
+def _lora(sam: Sam, plugin: DeformableSampler | None) -> None:
     """Low-rank updates of the decoder's query and value projections (the paper leaves rank and place open)."""
     from peft import LoraConfig, inject_adapter_in_model
 
@@ -63,7 +62,7 @@ class Adapter(nn.Module):
         return inner + self.up(torch.nn.functional.gelu(self.down(inner)))
 
 
-def _adapter(sam: Sam, plugin: Plugin) -> None:
+def _adapter(sam: Sam, plugin: DeformableSampler | None) -> None:
     """An adapter behind the MLP of each two-way block (the paper leaves size and place open)."""
     for block in sam.mask_decoder.transformer.layers:
         block.mlp = Adapter(block.mlp, sam.mask_decoder.transformer_dim, ADAPTER_HIDDEN)
@@ -71,7 +70,7 @@ def _adapter(sam: Sam, plugin: Plugin) -> None:
         block.mlp.up.requires_grad_(True)
 
 
-METHODS: dict[str, Callable[[Sam, Plugin], None]] = {
+METHODS: dict[str, Callable[[Sam, DeformableSampler | None], None]] = {
     "stable": _stable,
     "pt": _prompt_token,
     "dt": _decoder,
@@ -93,19 +92,18 @@ def check_method(method: str) -> None:
         raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
 
 
-def install_method(sam: Sam, method: str, plugin: Plugin = None) -> dict[str, nn.Parameter]:
+def install_method(sam: Sam, method: str, plugin: DeformableSampler | None = None) -> dict[str, nn.Parameter]:
     """Freeze ``sam`` in place, add what ``method`` trains, and return it by name.
 
     Args:
-        plugin: for ``stable``, the untrained plugin, or a sampler for each of several blocks, where it is to differ
-            from the default one.
+        plugin: for ``stable``, the untrained plugin, where it is to differ from the default one.
 
     Raises:
         ValueError: the method is unknown, or a plugin is given to a baseline.
     """
     check_method(method)
     if plugin is not None and method != "stable":
-        raise ValueError(f"plugin: expected None with method {method!r}, got {type(plugin).__name__}")
+        raise ValueError(f"plugin: expected None with method {method!r}, got a DeformableSampler")
     sam.requires_grad_(False)
     METHODS[method](sam, plugin)
     sam.to(sam.device)  # what was added was made on the CPU

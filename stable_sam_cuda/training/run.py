@@ -248,9 +248,9 @@ def _install(sam: Sam, run: TrainingRun) -> dict[str, nn.Parameter]:
         if run.method != "stable":
             return install_method(sam, run.method)
         width = sam.mask_decoder.transformer_dim
-        sizes = {"token_channels": width, "router_hidden": run.router_hidden}
-        sizes |= {"max_offset": run.max_offset, "amplitude": run.amplitude}
-        return install_method(sam, run.method, [DeformableSampler(width, **sizes) for _ in range(run.blocks)])
+        sizes: dict[str, Any] = {"token_channels": width, "router_hidden": run.router_hidden}
+        sizes |= {"max_offset": run.max_offset, "amplitude": run.amplitude, "blocks": run.blocks}
+        return install_method(sam, run.method, DeformableSampler(width, **sizes))
 
 
 def _show(samples: list[OccludedImage], out: Path) -> None:

@@ -1,4 +1,6 @@
-"""A plugin that joins both two-way blocks: installing, saving, and the first block's sampling, done once an image."""
+"""A plugin that both two-way blocks share: installing, saving, and the first block's sampling, done once an image."""
+
+from copy import deepcopy
 
 import pytest
 import torch
@@ -6,15 +8,8 @@ from decoder_inputs import encoded
 from tolerances import DECODER, assert_matches
 
 from stable_sam_cuda import DeformableSampler
-from stable_sam_cuda.sam import (
-    plugin_of,
-    plugin_state_dict,
-    samplers_of,
-    save_plugin,
-    shared_decoder,
-    stabilize,
-    unstabilize,
-)
+from stable_sam_cuda.evaluation.routing import recorded_routing
+from stable_sam_cuda.sam import plugin_of, plugin_state_dict, save_plugin, shared_decoder, stabilize, unstabilize
 from stable_sam_cuda.sam.shared_decoder import ALL_MASKS, SINGLE_MASK, decode
 from stable_sam_cuda.sam.shared_sampling import share_sampling
 
@@ -28,9 +23,7 @@ SIZES = {
 
 @pytest.fixture
 def both(sam, perturb):
-    for seed, sampler in enumerate(samplers_of(stabilize(sam, blocks=2))):
-        perturb(sampler, scale=0.05, seed=seed)
-    return sam
+    return stabilize(sam, perturb(DeformableSampler(blocks=2), scale=0.05))
 
 
 @pytest.fixture
@@ -58,43 +51,58 @@ def assert_same(found, expected, dtype):
 def test_an_untrained_plugin_in_both_blocks_leaves_sams_results(sam):
     inputs = encoded(sam, "box")
     expected = sams_own(sam, *inputs)
-    assert_same(decode(stabilize(sam, blocks=2), *inputs, ALL_MASKS), expected, torch.float32)
+    assert_same(decode(stabilize(sam, DeformableSampler(blocks=2)), *inputs, ALL_MASKS), expected, torch.float32)
 
 
-def test_samplers_are_those_of_the_blocks_in_their_order(sam):
-    layers = stabilize(sam, blocks=2).mask_decoder.transformer.layers
-    assert samplers_of(sam) == (layers[0].plugin, layers[1].plugin)
-    assert plugin_of(sam) is layers[1].plugin
-    trained = [name for name, parameter in sam.named_parameters() if parameter.requires_grad]
-    assert len(trained) == len(plugin_state_dict(sam)) == 2 * len(plugin_of(sam).state_dict())
+@torch.no_grad()
+def test_a_trained_one_acts_in_both(sam, both, perturb):
+    inputs = encoded(both, "box")
+    found = decode(both, *inputs, ALL_MASKS)[0]
+    in_last = perturb(DeformableSampler(), scale=0.05)
+    expected = decode(stabilize(unstabilize(sam), in_last), *inputs, ALL_MASKS)[0]
+    assert not torch.allclose(found, expected, rtol=0, atol=1e-3 * expected.abs().max())
+
+
+def test_blocks_share_one_plugin_that_sam_has_once(sam):
+    names = list(sam.state_dict())
+    first, last = stabilize(sam, DeformableSampler(blocks=2)).mask_decoder.transformer.layers
+    assert first.plugin is last.plugin is plugin_of(sam)
+    added = [name for name in sam.state_dict() if name not in names]
+    assert added == ["mask_decoder.transformer.layers.1.plugin." + name for name in plugin_state_dict(sam)]
+    assert [name for name, parameter in sam.named_parameters() if parameter.requires_grad] == added
     unstabilize(sam)
-    assert samplers_of(sam) == ()
-    assert not any("plugin" in name for name in sam.state_dict())
+    assert list(sam.state_dict()) == names
+    assert not hasattr(first, "plugin")
+    assert not hasattr(last, "plugin")
     assert all(parameter.requires_grad for parameter in sam.parameters())
 
 
+def test_a_copy_shares_its_own_plugin(both):
+    first, last = deepcopy(both).double().mask_decoder.transformer.layers
+    assert first.plugin is last.plugin is not plugin_of(both)
+    assert first.plugin.router.scale.dtype == torch.float64
+
+
 def test_the_papers_plugin_joins_the_last_block(sam):
-    first, last = stabilize(sam).mask_decoder.transformer.layers
-    assert samplers_of(sam) == (last.plugin,)
+    first, _ = stabilize(sam).mask_decoder.transformer.layers
     assert not hasattr(first, "plugin")
 
 
 @torch.no_grad()
-def test_a_saved_plugin_goes_into_the_blocks_it_came_from(both, build_small_sam, tmp_path):
-    path = tmp_path / "plugin.safetensors"
+def test_a_saved_plugin_goes_into_the_blocks_it_came_from(both, tmp_path):
+    path, inputs = tmp_path / "plugin.safetensors", encoded(both, "box")
     save_plugin(both, path)
-    torch.manual_seed(0)
-    other = stabilize(build_small_sam(), path)
-    assert len(samplers_of(other)) == 2
-    inputs = encoded(both, "box")
-    assert_same(decode(other, *inputs, ALL_MASKS), decode(both, *inputs, ALL_MASKS), torch.float32)
+    expected = decode(both, *inputs, ALL_MASKS)
+    other = stabilize(unstabilize(both), path)
+    assert plugin_of(other).blocks == 2
+    assert_same(decode(other, *inputs, ALL_MASKS), expected, torch.float32)
 
 
 @pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @torch.no_grad()
 def test_the_first_block_samples_once_for_many_prompts(sam, perturb, shared, sizes, dtype):
-    stabilize(sam, [perturb(DeformableSampler(**sizes), scale=0.05, seed=seed) for seed in (1, 2)])
+    stabilize(sam, perturb(DeformableSampler(**sizes, blocks=2), scale=0.05))
     sam.mask_decoder.to(dtype)
     inputs = encoded(sam, "one-point", count=5)
     assert_same(decode(sam, *inputs, ALL_MASKS), sams_own(sam, *inputs), dtype)
@@ -106,27 +114,34 @@ def test_few_prompts_and_hooked_plugins_are_sampled_each(both, shared):
     decode(both, *encoded(both, "one-point", count=1), SINGLE_MASK)
     assert not shared
     inputs = encoded(both, "one-point", count=5)
-    samplers_of(both)[0].register_forward_hook(lambda module, args, output: 2 * output)
+    plugin_of(both).register_forward_hook(lambda module, args, output: 2 * output)
     assert_same(decode(both, *inputs, ALL_MASKS), sams_own(both, *inputs), torch.float32)
     assert not shared
 
 
-@pytest.mark.parametrize(
-    ("arguments", "error", "message"),
-    [
-        ({"blocks": 3}, ValueError, "blocks: expected 1 to 2, the two-way blocks of SAM's decoder, got 3"),
-        ({"blocks": 0}, ValueError, "blocks: expected at least 1, got 0"),
-        ({"blocks": True}, TypeError, "blocks: expected an integer, got True"),
-        ({"plugin": DeformableSampler(), "blocks": 1}, ValueError, "blocks: expected None beside a plugin"),
-        ({"plugin": [DeformableSampler() for _ in range(3)]}, ValueError, "blocks: expected 1 to 2, .* got 3"),
-        ({"plugin": [DeformableSampler(8), DeformableSampler(8)]}, ValueError, "plugin: expected channels=256"),
-    ],
-    ids=["too-many", "none", "boolean", "beside-a-plugin", "too-many-samplers", "channels"],
-)
-def test_what_does_not_fit_is_refused_and_leaves_sam_alone(sam, arguments, error, message):
+@pytest.mark.parametrize("count", [1, 5])
+@torch.no_grad()
+def test_the_last_blocks_routing_is_recorded(both, count):
+    inputs = encoded(both, "one-point", count=count)
+    chosen = []
+    hook = plugin_of(both).router.register_forward_hook(lambda module, args, alpha: chosen.append(alpha[:, 0].mean()))
+    with recorded_routing(both) as record:
+        decode(both, *inputs, SINGLE_MASK)
+    hook.remove()
+    first, last = chosen
+    assert first != last
+    assert record.take() == pytest.approx(last.item())
+
+
+def test_more_blocks_than_sam_has_are_refused_and_leave_it_alone(sam):
     names = list(sam.state_dict())
-    with pytest.raises(error, match=message):
-        stabilize(sam, **arguments)
+    with pytest.raises(ValueError, match=r"plugin: expected one for 1 to 2 blocks, .*, got one for 3"):
+        stabilize(sam, DeformableSampler(blocks=3))
     assert list(sam.state_dict()) == names
-    assert samplers_of(sam) == ()
     assert all(parameter.requires_grad for parameter in sam.parameters())
+
+
+@pytest.mark.parametrize(("blocks", "error"), [(0, ValueError), (True, TypeError), (1.0, TypeError)], ids=str)
+def test_blocks_are_a_number_of_blocks(blocks, error):
+    with pytest.raises(error, match="blocks: expected"):
+        DeformableSampler(8, blocks=blocks)

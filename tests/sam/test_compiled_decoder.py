@@ -5,6 +5,7 @@ import torch
 from decoder_inputs import encoded
 from tolerances import DECODER, assert_matches
 
+from stable_sam_cuda import DeformableSampler
 from stable_sam_cuda.modules import attention
 from stable_sam_cuda.modules.attention import AttentionPath
 from stable_sam_cuda.sam import plugin_of, stabilize
@@ -14,10 +15,11 @@ PATHS = {"sampled": ("auto", AttentionPath.SAMPLED), "fused": ("reference", Atte
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("blocks", [1, 2], ids=["last-block", "both-blocks"])
 @pytest.mark.parametrize("path", PATHS)
 @torch.no_grad()
-def test_one_graph_serves_one_to_ten_points(sam, perturb, monkeypatch, path):
-    perturb(plugin_of(stabilize(sam)), scale=0.05)
+def test_one_graph_serves_one_to_ten_points(sam, perturb, monkeypatch, path, blocks):
+    stabilize(sam, perturb(DeformableSampler(blocks=blocks), scale=0.05))
     plugin_of(sam).backend, chosen = PATHS[path]
     monkeypatch.setattr(attention, "choose_path", lambda *arguments, **options: chosen)
     graphs = []

@@ -8,7 +8,8 @@ from decoder_inputs import encoded
 from segment_anything.modeling import MaskDecoder
 from tolerances import DECODER, DECODER_GRADIENTS, assert_matches
 
-from stable_sam_cuda.sam import plugin_of, samplers_of, stabilize
+from stable_sam_cuda import DeformableSampler
+from stable_sam_cuda.sam import plugin_of, stabilize
 from stable_sam_cuda.sam.shared_decoder import ALL_MASKS, SINGLE_MASK, THREE_MASKS, decode
 from stable_sam_cuda.training.decoding import PromptBatch, decode_prompts
 from stable_sam_cuda.training.methods import install_method
@@ -30,8 +31,7 @@ BLOCKS = {"plain": 0, "stabilised": 1, "both-blocks": 2}
 @pytest.fixture(params=BLOCKS.values(), ids=BLOCKS)
 def model(request, sam, perturb):
     if request.param:
-        for sampler in samplers_of(stabilize(sam, blocks=request.param)):
-            perturb(sampler, scale=0.05)
+        stabilize(sam, perturb(DeformableSampler(blocks=request.param), scale=0.05))
     return sam
 
 
