@@ -5,10 +5,10 @@
 
 All prompts are of one picture. "SAM" is segment_anything's own forward without a plugin; "SAM, compiled" that by
 torch.compile; "SAM, shared" the plain model by this package's decoder; then Stable-SAM by each path of the plugin's
-attention, of which the first lines printed tell what a user gets. Ratios are to "SAM". With --training, a step of the
-plugin's training: decoder forward, and backward to the plugin's parameters; there is no plain SAM in that, so ratios
-are to the sampled path. On a machine that has other work, --busy counts processor time, with one thread. Results:
-bench/results/cpu/<date>-<commit>-decoder.json.
+attention, of which the first lines printed tell what a user gets; and by that one with the plugin in both blocks.
+Ratios are to "SAM". With --training, a step of the plugin's training: decoder forward, and backward to the plugin's
+parameters; there is no plain SAM in that, so ratios are to the sampled path. On a machine that has other work, --busy
+counts processor time, with one thread. Results: bench/results/cpu/<date>-<commit>-decoder.json.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import torch
-from decoder_models import models
+from decoder_models import models, with_both_blocks
 from segment_anything import SamPredictor
 from segment_anything.modeling import Sam
 from timing import machine
@@ -38,6 +38,8 @@ SIDE = 64  # of SAM's image embedding
 PICTURE = (512, 512)  # the size to which the predictor brings masks
 VERIFIED = 4  # prompts: in float64 SAM's own forward takes a GB for every 16
 LARGEST_ERROR = 1e-3  # of logits, over their root mean square in float64
+
+BOTH = "Stable-SAM, both blocks"
 
 Answer = tuple[Tensor, Tensor]
 Contestant = tuple[Callable[[], object], AbstractContextManager]
@@ -61,7 +63,7 @@ class Prompts:
 
     def __init__(self, plain: Sam, stable: Sam, count: int, points: int) -> None:
         generator = torch.Generator().manual_seed(1)
-        self.plain, self.stable = plain, stable
+        self.plain, self.stable, self.both = plain, stable, with_both_blocks(stable)
         self.image = torch.randn(1, 256, SIDE, SIDE, generator=generator)
         side = plain.prompt_encoder.input_image_size[0]
         self.coordinates = torch.rand(count, points, 2, generator=generator) * side
@@ -106,7 +108,8 @@ class Prompts:
         }
         if compiled is not None:
             made["SAM, compiled"] = (lambda: self.by_sam(compiled, self.image, self.image_pe), nullcontext())
-        return made | {name: (lambda: self.by_us(self.stable), on_path(path)) for name, path in paths().items()}
+        made |= {name: (lambda: self.by_us(self.stable), on_path(path)) for name, path in paths().items()}
+        return made | {BOTH: (lambda: self.by_us(self.both), nullcontext())}
 
     def predictors(self) -> dict[str, Contestant]:
         arguments = (self.coordinates, self.labels)
@@ -128,14 +131,15 @@ def run(contestant: Contestant) -> object:
 def verify(prompts: Prompts, contestants: dict[str, Contestant]) -> dict[str, float]:
     """Largest error of each decoder's first logits against SAM's own forward in float64, of the same model."""
     truths = {}
-    for sam in (prompts.plain, prompts.stable):
+    for sam in (prompts.plain, prompts.stable, prompts.both):
         double = deepcopy(sam.mask_decoder).double()
         images = prompts.image.double(), prompts.image_pe.double()
         truths[sam] = prompts.first_by_sam(VERIFIED, double, *images)[0]
     torch.use_deterministic_algorithms(True, warn_only=True)  # fills fresh memory with NaN
     errors = {}
     for name, contestant in contestants.items():
-        exact = truths[prompts.stable if name.startswith("Stable") else prompts.plain]
+        model = prompts.both if name == BOTH else prompts.stable if name.startswith("Stable") else prompts.plain
+        exact = truths[model]
         found = run(contestant)[0][:VERIFIED]
         errors[name] = ((found.double() - exact).abs().max() / exact.square().mean().sqrt()).item()
         if not errors[name] < LARGEST_ERROR:

@@ -7,7 +7,7 @@ from functools import cache, partial
 import numpy as np
 import torch
 import torch.nn.functional as F
-from decoder_models import models
+from decoder_models import models, with_both_blocks
 from decoder_prompts import Prompts, TrainingBatch
 from sampler_providers import eager as eager_sampler
 from segment_anything import SamPredictor
@@ -20,7 +20,7 @@ from stable_sam_cuda.sam.shared_decoder import SINGLE_MASK, THREE_MASKS, decode
 from stable_sam_cuda.training.decoding import decode_prompts
 from stable_sam_cuda.training.losses import whole_mask_loss
 
-SAM, SHARED, OWN = "sam", "sam, shared", "fused"
+SAM, SHARED, OWN, BOTH = "sam", "sam, shared", "fused", "fused, both blocks"
 EAGER, REFERENCE = "eager", "reference"
 LOSS_SCALE = 2.0**16  # in float16, where gradients of a mean over pixels would vanish otherwise; GradScaler's first
 
@@ -47,6 +47,12 @@ def models_in(dtype: torch.dtype, device: torch.device, image_size: int) -> tupl
     return both
 
 
+@cache
+def both_blocks_in(dtype: torch.dtype, device: torch.device, image_size: int) -> Sam:
+    """The stabilised model with its plugin in both blocks."""
+    return with_both_blocks(models_in(dtype, device, image_size)[1])
+
+
 def in_float64(sam: Sam) -> Sam:
     """A copy that holds the truth: plain PyTorch in double precision, but for SAM's prompt encoder, which has none."""
     exact = deepcopy(sam).double()
@@ -69,10 +75,11 @@ def by_us(sam: Sam, prompts: Prompts) -> Answer:
     return decode(sam, prompts.image, prompts.sparse, prompts.dense, THREE_MASKS)
 
 
-def decoders(plain: Sam, stable: Sam) -> dict[str, tuple[Sam, Callable[[Prompts], Answer]]]:
+def decoders(plain: Sam, stable: Sam, both: Sam) -> dict[str, tuple[Sam, Callable[[Prompts], Answer]]]:
     """Provider -> the model that tells its truth, and its step."""
     return {
         OWN: (stable, partial(by_us, stable)),
+        BOTH: (both, partial(by_us, both)),
         SAM: (plain, partial(by_sam, plain.mask_decoder)),
         SHARED: (plain, partial(by_us, plain)),
     }

@@ -5,7 +5,8 @@ from copy import deepcopy
 import torch
 from segment_anything.modeling import Sam
 
-from stable_sam_cuda.sam import load_sam, plugin_of, stabilize
+from stable_sam_cuda import DeformableSampler
+from stable_sam_cuda.sam import load_sam, plugin_of, stabilize, unstabilize
 from stable_sam_cuda.sam.lite import IMAGE_SIZE, set_image_size
 
 
@@ -19,3 +20,12 @@ def models(device: torch.device, image_size: int = IMAGE_SIZE) -> tuple[Sam, Sam
         for parameter in plugin_of(stable).parameters():
             parameter.add_(0.05 * torch.randn(parameter.shape))
     return plain.to(device), stable.to(device)
+
+
+def with_both_blocks(stable: Sam) -> Sam:
+    """A copy whose plugin, of the same weights, is shared by both two-way blocks."""
+    copy = deepcopy(stable)
+    plugin = plugin_of(copy)
+    shared = DeformableSampler(**plugin.config() | {"blocks": 2})
+    shared.load_state_dict(plugin.state_dict())
+    return stabilize(unstabilize(copy), shared)

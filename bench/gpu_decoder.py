@@ -5,7 +5,7 @@
 Operations, all on sam_lite, whose prompt encoder and mask decoder are SAM's own, verified before they are timed:
     decoder              B boxes on one embedding of (256, 64, 64), three masks; mask decoder converted to the dtype.
                          "sam" is segment_anything's forward without a plugin, "fused" the stabilised model by this
-                         package's decoder, "sam, shared" the plain model by it
+                         package's decoder, "fused, both blocks" with the plugin in both, "sam, shared" the plain model
     predict              one box on a picture of 1024 x 768 that is set, host work and copies included; float32
     set_image + predict  the same with the image encoder
     training_step        32 objects of 8 pictures from cached embeddings; half types by autocast. "fused" is what a user
@@ -31,6 +31,7 @@ from decoder_contestants import (
     REFERENCE,
     SAM,
     TrainingStep,
+    both_blocks_in,
     decoders,
     exact_gradients,
     in_float64,
@@ -40,6 +41,7 @@ from decoder_contestants import (
     set_image_and_predict,
 )
 from decoder_prompts import TOKENS, boxes, make_picture, make_prompts, make_training_batch
+from segment_anything.modeling import Sam
 
 from stable_sam_cuda.sam import StableSamPredictor, plugin_of
 from stable_sam_cuda.sam.lite import IMAGE_SIZE
@@ -101,7 +103,7 @@ def judged(
 @torch.no_grad()
 def measure_decoder(facts: Record, provider: str, size: Size, session: Session) -> Iterator[Record]:
     dtype, batch = size
-    models = models_in(dtype, session.clock.device, image_size(session))
+    models = decoder_models(dtype, session)
     prompts = make_prompts(models[0], batch, dtype)
     model, step = decoders(*models)[provider]
     few = prompts._replace(sparse=prompts.sparse[:VERIFIED], dense=prompts.dense[:VERIFIED])
@@ -145,6 +147,12 @@ def measure_training(facts: Record, provider: str, dtype: torch.dtype, session: 
     yield from judged(session, facts, dtype, errors, lambda: step(batch))
 
 
+def decoder_models(dtype: torch.dtype, session: Session) -> tuple[Sam, Sam, Sam]:
+    """Plain, stabilised, and stabilised in both blocks."""
+    arguments = dtype, session.clock.device, image_size(session)
+    return *models_in(*arguments), both_blocks_in(*arguments)
+
+
 def objects(session: Session) -> tuple[int, int]:
     """Pictures, and objects of each."""
     return (2, 2) if session.tiny else (8, 4)
@@ -152,7 +160,7 @@ def objects(session: Session) -> tuple[int, int]:
 
 def decoder_jobs(sizes: list[Size], session: Session) -> Iterator[Job]:
     for dtype, batch in sizes:
-        for provider in decoders(*models_in(dtype, session.clock.device, image_size(session))):
+        for provider in decoders(*decoder_models(dtype, session)):
             facts = facts_of("decoder", provider, dtype, batch, session)
             facts |= {"mode": "forward", "host_work": batch == 1}
             yield (
