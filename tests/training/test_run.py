@@ -108,6 +108,27 @@ def test_result_depends_on_the_seed_alone(samples, tmp_path):
     assert not torch.equal(results[0], results[2])
 
 
+@pytest.mark.parametrize("objects", [1, 3])
+def test_a_plugin_of_both_blocks_is_trained_in_both(samples, tmp_path, objects):
+    run = replace(RUN, blocks=2, objects=objects)
+    sam = fresh_sam()
+    record = train_method(samples, sam, run, tmp_path / "run", cache=tmp_path / "cache")
+    assert record["blocks"] == 2
+    other = fresh_sam()
+    load_method(other, tmp_path / "run" / "plugin.safetensors")
+    assert plugin_of(other).blocks == 2
+    alone = fresh_sam()
+    train_method(samples, alone, replace(run, blocks=1), tmp_path / "alone", cache=tmp_path / "cache")
+    both, last = (plugin_of(one).offset_network.projection.weight for one in (sam, alone))
+    assert not torch.equal(both, last)
+
+
+def test_more_blocks_than_sam_has_are_refused_before_pictures_are_read(samples, tmp_path):
+    with pytest.raises(ValueError, match="plugin: expected one for 1 to 2 blocks"):
+        train_method(samples, fresh_sam(), replace(RUN, blocks=3), tmp_path / "run")
+    assert not (tmp_path / "run" / "embeddings").exists()
+
+
 def test_variants_come_into_the_cache_and_the_record(samples, tmp_path):
     heard = Heard()
     run = replace(RUN, augment=2, method="pt", epochs=1)
