@@ -32,12 +32,12 @@ FULL = Row("stable", "Stable-SAM (DSP + RTS + DRP)", {"method": "stable"}, THREE
 BOTH = Row("stable_both", "Stable-SAM, shared by both blocks", {"method": "stable", "blocks": 2}, THREE, tested=True)
 SHIPPED = Row(
     "stable_long",
-    "four epochs, more noisy boxes: the plugin that is shipped",
+    "both blocks, four epochs, more noisy boxes: the plugin that is shipped",
     {
         "method": "stable",
+        "blocks": 2,
         "epochs": 4,
-        "lr": 1e-3,
-        "mix": "noisy_box=5,one_point=1.25,gt_box=1,three_points=0.5,ten_points=0.5",
+        "mix": "noisy_box=4,one_point=1.5,gt_box=1,three_points=0.5,ten_points=0.5",
     },
     tested=True,
 )
