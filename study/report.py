@@ -9,6 +9,7 @@ from run import RECORDS, STUDY
 
 DOCUMENT = STUDY.parent / "docs" / "results.md"
 KINDS = {"gt_box": "GT box", "noisy_box": "noisy box", "1_point": "1 point", "3_points": "3 points"}
+PROTOCOL = ("gt_box", "noisy_box", "1_point")
 METRICS = ("miou", "mbiou", "st")
 
 Record = dict
@@ -96,6 +97,29 @@ def won_back_lines(records: dict[str, list[Record]], split: str) -> list[str]:
     return lines
 
 
+def protocol_lines(records: dict[str, list[Record]], split: str) -> list[str]:
+    """Base and shipped plugin with the paper's 20 prompts a kind, and what the plugin wins back."""
+    base, shipped = (evaluated(records, row, f"{split}_protocol") for row in (BASE, SHIPPED))
+    if not (base and shipped):
+        return ["Not run."]
+    lines = ["| | GT box | noisy box | 1 point |", "|---|---|---|---|"]
+    for label, found in (("`sam_lite` alone", base), ("with the plugin", shipped)):
+        lines.append(f"| {label} | " + " | ".join(cell(found, f"{split}_protocol", kind) for kind in PROTOCOL) + " |")
+
+    def of(found: list[Record], kind: str, metric: str) -> float:
+        return float(figure(found, f"{split}_protocol", kind, metric).mean())
+
+    cost = of(base, "gt_box", "miou") - of(base, "noisy_box", "miou")
+    back = 100 * (of(shipped, "noisy_box", "miou") - of(base, "noisy_box", "miou")) / cost
+    lack = 100 - of(base, "noisy_box", "st")
+    steadier = 100 * (of(shipped, "noisy_box", "st") - of(base, "noisy_box", "st")) / lack
+    return [
+        *lines,
+        "",
+        f"Won back: {back:.0f} % of what a noisy box costs, {steadier:.0f} % of what its ST lacks to 100.",
+    ]
+
+
 def routing_lines(records: dict[str, list[Record]]) -> list[str]:
     """alpha_1 by prompt kind."""
     found = records.get(FULL.name, [])
@@ -136,6 +160,7 @@ def main() -> None:
     for split in ("val", "test"):
         parts[f"won_back_{split}"] = won_back_lines(records, split)
         parts[f"sets_{split}"] = set_lines(records, split)
+        parts[f"protocol_{split}"] = protocol_lines(records, split)
     parts["routing"] = routing_lines(records)
     lines = []
     for line in (STUDY / "commentary.md").read_text().splitlines():

@@ -15,6 +15,7 @@ class Row:
     options: dict[str, object] | None = field(default_factory=dict)
     seeds: tuple[int, ...] = (0,)
     tested: bool = False  # also on the sets that never trained anything
+    protocol: bool = False  # also with the paper's 20 prompts a kind
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Table:
 
 
 THREE = (0, 1, 2)
-BASE = Row("sam_lite", "`sam_lite` alone", None, tested=True)
+BASE = Row("sam_lite", "`sam_lite` alone", None, tested=True, protocol=True)
 FULL = Row("stable", "Stable-SAM (DSP + RTS + DRP)", {"method": "stable"}, THREE, tested=True)
 BOTH = Row("stable_both", "Stable-SAM, shared by both blocks", {"method": "stable", "blocks": 2}, THREE, tested=True)
 SHIPPED = Row(
@@ -40,6 +41,7 @@ SHIPPED = Row(
         "mix": "noisy_box=4,one_point=1.5,gt_box=1,three_points=0.5,ten_points=0.5",
     },
     tested=True,
+    protocol=True,
 )
 DSP_ALONE = {"method": "stable", "router-hidden": 0, "no-robust": True}
 

@@ -31,9 +31,12 @@ STUDY = Path(__file__).parent
 RECORDS = STUDY / "records"
 COMMON = {"split": "train", "exclude": ",".join(EXCLUDED), "epochs": 1, "occlusions": 100, "amp": "bf16"}
 KINDS = "gt_box,noisy_box,1_point,3_points"
+PROTOCOL_KINDS = "gt_box,noisy_box,1_point"
 EVALUATIONS = {
     "val": {"split": "val", "prompts": KINDS, "draws": 3, "every": 2},
     "test": {"split": "test", "prompts": KINDS, "draws": 3, "every": 2},
+    "val_protocol": {"split": "val", "prompts": PROTOCOL_KINDS, "draws": 20, "every": 2},
+    "test_protocol": {"split": "test", "prompts": PROTOCOL_KINDS, "draws": 20, "every": 2},
 }
 
 
@@ -54,6 +57,15 @@ def training_options(row: Row, seed: int) -> dict[str, object]:
 def sha256(path: Path) -> str:
     """Digest of a weights file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def evaluations_of(row: Row, seed: int) -> dict[str, dict[str, object]]:
+    """The options of ``stable-sam evaluate``, by the evaluation's name: all but ``val`` for the first seed alone."""
+    wanted = {"val"}
+    if seed == 0:
+        wanted |= {"test"} if row.tested else set()
+        wanted |= {"val_protocol", "test_protocol"} if row.protocol else set()
+    return {name: options for name, options in EVALUATIONS.items() if name in wanted}
 
 
 def base_name(checkpoint: Path) -> str:
@@ -103,9 +115,7 @@ class Study:
         """Train and evaluate one row with one seed, unless there is a record of just that."""
         path = self.records / f"{row.name}-{seed}.json"
         trained = None if row.options is None else training_options(row, seed)
-        evaluations = {
-            name: options for name, options in EVALUATIONS.items() if name == "val" or (row.tested and seed == 0)
-        }
+        evaluations = evaluations_of(row, seed)
         commands = {"train": trained, "evaluate": evaluations}
         if is_recorded(path, commands, self.checkpoint):
             print(f"{row.name}, seed {seed}: recorded", flush=True)

@@ -53,7 +53,7 @@ def test_a_rehearsal_pauses_the_base_goes_on_elsewhere_and_runs_rows(tmp_path: P
     assert {"base/log.jsonl", "base/run.json", "base/curve.png", "on_gpu.log"} <= set(names)
     assert any(name.startswith("base/tensorboard/") for name in names)
     assert any(name.endswith("stable_long-0/plugin.safetensors") for name in names)
-    assert {set(row["figures"]) == {"val", "test"} for row in rows} == {True}
+    assert {tuple(row["figures"]) for row in rows} == {("val", "test", "val_protocol", "test_protocol")}
     assert len({row["base_sha256"] for row in rows}) == 1
     assert load_sam("sam_lite", tmp_path / "sam_lite.safetensors", device="cpu").image_encoder.img_size == 64
 
