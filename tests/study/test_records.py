@@ -74,6 +74,6 @@ def test_rows_on_the_same_pictures_share_their_files_and_the_order_is_that_of_th
     assert shared["stable-0"] == shared["dt-0"]
     assert len(shared["stable-0"] & shared["stable-1"]) == 1  # pictures, not occlusions
     assert not shared["stable-0"] & shared["pt_220-0"]
-    assert [turn.name for turn in turns("stable,dt")] == ["stable-0", "dt-0", "stable-1", "stable-2"]
+    assert [turn.name for turn in turns("stable,dsp")] == ["stable-0", "dsp-0", "stable-1", "stable-2"]
     with pytest.raises(ValueError, match=r"rows: expected some of .*, got \['cake'\]"):
         turns("dt,cake")
