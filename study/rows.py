@@ -64,6 +64,7 @@ EXACT = Table(
     "The baselines on exact boxes alone",
     (
         BASE,
+        Row("pt_exact", "PT, exact boxes only", {"method": "pt", "no-robust": True}),
         Row("dt_exact", "DT, exact boxes only", {"method": "dt", "no-robust": True}),
         Row("lora_exact", "LoRA, exact boxes only", {"method": "lora", "no-robust": True}),
         Row("adapter_exact", "Adapter, exact boxes only", {"method": "adapter", "no-robust": True}),
@@ -109,8 +110,13 @@ OFFSETS = Table(
     "How far may sampling reach: s_p in pixels of the 64 x 64 map",
     tuple(
         FULL if reach == 4 else Row(f"reach_{reach}", f"s_p = {reach}", {"method": "stable", "max-offset": reach})
-        for reach in (4, 8)
+        for reach in (1, 4, 8)
     ),
+)
+LOSSES = Table(
+    "losses",
+    "Where the loss is taken",
+    (FULL, Row("points", "at PointRend's points, as HQ-SAM has it", {"method": "stable", "loss": "points"})),
 )
 AMPLITUDES = Table(
     "amplitudes",
@@ -121,7 +127,7 @@ AMPLITUDES = Table(
         Row("amplitude_channel", "one factor a channel and location", {"method": "stable", "amplitude": "channel"}),
     ),
 )
-TABLES = (HEADLINE, EXACT, PARTS, BLOCKS, LOW_SHOT, OFFSETS, AMPLITUDES)
+TABLES = (HEADLINE, EXACT, PARTS, BLOCKS, LOW_SHOT, LOSSES, OFFSETS, AMPLITUDES)
 
 
 def all_rows() -> list[Row]:

@@ -18,7 +18,7 @@ ADAPTER_HIDDEN = 16
 
 
 def _stable(sam: Sam, plugin: DeformableSampler | None) -> None:
-    """Stable-SAM: DSP and DRP in the last two-way block."""
+    """Stable-SAM: DSP and DRP in the last two-way block, or in both, as the plugin says."""
     stabilize(sam, plugin)
 
 
