@@ -17,6 +17,7 @@ import torch
 from segment_anything.modeling import Sam
 from torch import Tensor, distributed, nn
 
+from stable_sam_cuda.modules import DeformableSampler
 from stable_sam_cuda.sam.shared_decoder import SINGLE_MASK
 from stable_sam_cuda.training.decoding import decode_prompts
 from stable_sam_cuda.training.losses import mask_overlap, point_sampled_loss, whole_mask_loss
@@ -246,6 +247,7 @@ class PluginTrainer:
             "step": self.step,
             "minutes": self.minutes,
             "pictures": self._digest(),
+            "plugin": self._plugin(),
             "parameters": {name: parameter.detach() for name, parameter in self.parameters.items()},
             "optimizer": self.optimizer.state_dict(),
             "schedule": {"last_epoch": self.updates},
@@ -265,6 +267,9 @@ class PluginTrainer:
         state = read_state(self.out, self.options)
         if state["pictures"] != self._digest():
             raise ValueError(f"out: the run in {self.out} trains on other pictures; choose an empty folder")
+        now = self._plugin()
+        if (then := state.get("plugin", now)) != now:
+            raise ValueError(f"out: expected the plugin of the run in {self.out}, {then}, got {now}")
         if list(state["parameters"]) != list(self.parameters):
             raise ValueError(f"out: the run in {self.out} trains other parameters; choose an empty folder")
         with torch.no_grad():
@@ -276,6 +281,11 @@ class PluginTrainer:
         self.updates = state["schedule"]["last_epoch"]
         self.minutes = self.saved_minutes = state.get("minutes", 0.0)
         self.step = state["step"]
+
+    def _plugin(self) -> dict[str, int | float | str]:
+        """What the plugin is beside its weights; empty for a method without one."""
+        plugins = [module for module in self.sam.modules() if isinstance(module, DeformableSampler)]
+        return plugins[0].config() if plugins else {}
 
     def _digest(self) -> str:
         """The pictures' names, in their order, as a digest."""

@@ -10,6 +10,7 @@ from kill_and_resume import compare
 
 from stable_sam_cuda.modules import DeformableSampler
 from stable_sam_cuda.sam.lite import new_sam_lite
+from stable_sam_cuda.sam.stabilize import stabilize, unstabilize
 from stable_sam_cuda.training.dataset import find_masked_images
 from stable_sam_cuda.training.embeddings import EmbeddingCache
 from stable_sam_cuda.training.loop import PluginTrainer
@@ -158,6 +159,17 @@ def test_resuming_on_other_pictures_is_refused(small_sam, picture_folder, tmp_pa
     trainer.run()
     trainer.source.samples = trainer.source.samples[1:]
     with pytest.raises(ValueError, match="trains on other pictures"):
+        trainer.resume()
+
+
+@pytest.mark.parametrize("other", [{"blocks": 2}, {"max_offset": 2.0}], ids=["blocks", "max-offset"])
+def test_resuming_with_another_plugin_is_refused(small_sam, picture_folder, tmp_path, other):
+    """Its parameters have the same names and shapes."""
+    trainer = trainer_for(small_sam, "stable", picture_folder, tmp_path)
+    trainer.run()
+    stabilize(unstabilize(small_sam), DeformableSampler(256, **other))
+    (name,) = other
+    with pytest.raises(ValueError, match=f"out: expected the plugin of the run in .*'{name}'"):
         trainer.resume()
 
 
