@@ -8,11 +8,11 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from rows import BASE, BOTH, FULL, HEADLINE, SHIPPED
+from rows import BASE, BOTH, FULL, HEADLINE
 
 Record = dict
-BASELINES = [row for row in HEADLINE.rows if row not in (BASE, FULL, BOTH, SHIPPED)]
-COLOURS = {BASE.name: "0.6", FULL.name: "yellowgreen", BOTH.name: "tab:green", SHIPPED.name: "darkgreen"} | {
+BASELINES = [row for row in HEADLINE.rows if row not in (BASE, FULL, BOTH)]
+COLOURS = {BASE.name: "0.6", FULL.name: "yellowgreen", BOTH.name: "darkgreen"} | {
     row.name: plt.get_cmap("Blues")(0.35 + 0.15 * place) for place, row in enumerate(BASELINES)
 }
 

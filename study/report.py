@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 from figures import draw_figures
-from rows import BASE, FULL, HEADLINE, SHIPPED, TABLES, Row, Table
+from rows import BASE, FULL, HEADLINE, LONG, SHIPPED, TABLES, Row, Table
 from run import RECORDS, STUDY
 
 DOCUMENT = STUDY.parent / "docs" / "results.md"
@@ -72,8 +72,8 @@ def training_cells(row: Row, found: list[Record]) -> list[str]:
     return [f"{first['parameters'] / 1e6:.2f} M", str(first["pictures"]), str(first["steps"]), f"{minutes:.1f}"]
 
 
-def won_back_lines(records: dict[str, list[Record]], split: str) -> list[str]:
-    """Of what the base loses, how much each row of the headline wins back; with several seeds mean ± deviation."""
+def won_back_lines(table: Table, records: dict[str, list[Record]], split: str) -> list[str]:
+    """Of what the base loses, how much each row of a table wins back; with several seeds mean ± deviation."""
     base = evaluated(records, BASE, split)
 
     def of_base(kind: str, metric: str) -> float:
@@ -85,7 +85,7 @@ def won_back_lines(records: dict[str, list[Record]], split: str) -> list[str]:
         "| | GT box | noisy box, % won back | ST, % of what it lacks | 1 point |",
         "|---|---|---|---|---|",
     ]
-    for row in HEADLINE.rows:
+    for row in table.rows:
         found = evaluated(records, row, split)
         if not found or row is BASE:
             continue
@@ -156,9 +156,11 @@ def main() -> None:
     """Fill study/commentary.md's placeholders, `{{name}}` alone on a line."""
     records = load_records()
     parts = {table.name: table_lines(table, records) for table in TABLES}
-    parts["tests"] = table_lines(Table("", "", tuple(row for row in HEADLINE.rows if row.tested)), records, "test")
+    for table in (HEADLINE, LONG):
+        parts[f"{table.name}_test"] = table_lines(table, records, "test")
+        for split in ("val", "test"):
+            parts[f"{table.name}_won_back_{split}"] = won_back_lines(table, records, split)
     for split in ("val", "test"):
-        parts[f"won_back_{split}"] = won_back_lines(records, split)
         parts[f"sets_{split}"] = set_lines(records, split)
         parts[f"protocol_{split}"] = protocol_lines(records, split)
     parts["routing"] = routing_lines(records)
