@@ -72,15 +72,21 @@ def training_cells(row: Row, found: list[Record]) -> list[str]:
     return [f"{first['parameters'] / 1e6:.2f} M", str(first["pictures"]), str(first["steps"]), f"{minutes:.1f}"]
 
 
+def won_back(base: list[Record], found: list[Record], split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Percent of a noisy box's cost in mIoU, and of what its ST lacks to 100, that a row gains; an entry a seed."""
+    exact, noisy = (figure(base, split, kind, "miou").mean() for kind in ("gt_box", "noisy_box"))
+    back = (figure(found, split, "noisy_box", "miou") - noisy) / (exact - noisy)
+    st = figure(base, split, "noisy_box", "st").mean()
+    return 100 * back, 100 * (figure(found, split, "noisy_box", "st") - st) / (100 - st)
+
+
 def won_back_lines(table: Table, records: dict[str, list[Record]], split: str) -> list[str]:
     """Of what the base loses, how much each row of a table wins back; with several seeds mean ± deviation."""
     base = evaluated(records, BASE, split)
 
-    def of_base(kind: str, metric: str) -> float:
-        return float(figure(base, split, kind, metric).mean())
+    def change(found: list[Record], kind: str) -> float:
+        return float(figure(found, split, kind, "miou").mean() - figure(base, split, kind, "miou").mean())
 
-    exact, noisy = of_base("gt_box", "miou"), of_base("noisy_box", "miou")
-    missing = 100 - of_base("noisy_box", "st")
     lines = [
         "| | GT box | noisy box, % won back | ST, % of what it lacks | 1 point |",
         "|---|---|---|---|---|",
@@ -89,10 +95,9 @@ def won_back_lines(table: Table, records: dict[str, list[Record]], split: str) -
         found = evaluated(records, row, split)
         if not found or row is BASE:
             continue
-        back = 100 * (figure(found, split, "noisy_box", "miou") - noisy) / (exact - noisy)
-        steadier = 100 * (figure(found, split, "noisy_box", "st") - (100 - missing)) / missing
-        changes = [figure(found, split, kind, "miou").mean() - of_base(kind, "miou") for kind in ("gt_box", "1_point")]
-        cells = [f"{changes[0]:+.1f}", spread(back, 0), spread(steadier, 0), f"{changes[1]:+.1f}"]
+        back, steadier = won_back(base, found, split)
+        cells = [f"{change(found, 'gt_box'):+.1f}", spread(back, 0), spread(steadier, 0)]
+        cells.append(f"{change(found, '1_point'):+.1f}")
         lines.append(f"| {row.label} | " + " | ".join(cells) + " |")
     return lines
 
@@ -106,13 +111,7 @@ def protocol_lines(records: dict[str, list[Record]], split: str) -> list[str]:
     for label, found in (("`sam_lite` alone", base), ("with the plugin", shipped)):
         lines.append(f"| {label} | " + " | ".join(cell(found, f"{split}_protocol", kind) for kind in PROTOCOL) + " |")
 
-    def of(found: list[Record], kind: str, metric: str) -> float:
-        return float(figure(found, f"{split}_protocol", kind, metric).mean())
-
-    cost = of(base, "gt_box", "miou") - of(base, "noisy_box", "miou")
-    back = 100 * (of(shipped, "noisy_box", "miou") - of(base, "noisy_box", "miou")) / cost
-    lack = 100 - of(base, "noisy_box", "st")
-    steadier = 100 * (of(shipped, "noisy_box", "st") - of(base, "noisy_box", "st")) / lack
+    back, steadier = (share.mean() for share in won_back(base, shipped, f"{split}_protocol"))
     return [
         *lines,
         "",

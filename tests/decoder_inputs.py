@@ -1,6 +1,9 @@
-"""What a mask decoder is given, for prompts of any kind."""
+"""What a mask decoder is given, for prompts of any kind, and what SAM's own answers to it."""
 
 import torch
+from tolerances import DECODER, assert_matches
+
+from stable_sam_cuda.sam.shared_decoder import ALL_MASKS
 
 
 def encoded(sam, kind, count=3, seed=0):
@@ -24,3 +27,18 @@ def encoded(sam, kind, count=3, seed=0):
         )
     image = torch.randn(1, 256, *sam.prompt_encoder.image_embedding_size, generator=generator)
     return image, sparse, dense
+
+
+def sams_own(sam, image, sparse, dense, masks=ALL_MASKS):
+    """Logits and scores by ``segment_anything``'s forward, which calls the blocks, for prompts of one image."""
+    dtype = next(sam.mask_decoder.parameters()).dtype
+    image, pe, sparse, dense = (t.to(dtype) for t in (image, sam.prompt_encoder.get_dense_pe(), sparse, dense))
+    logits, scores = sam.mask_decoder.predict_masks(image, pe, sparse, dense)
+    return logits[:, list(masks)], scores[:, list(masks)]
+
+
+def assert_same_answers(found, expected, dtype):
+    """Logits and scores of ``dtype`` that agree."""
+    for name, one, other in zip(("logits", "scores"), found, expected, strict=True):
+        assert one.dtype == dtype
+        assert_matches(name, one.detach(), other.detach(), DECODER[dtype])

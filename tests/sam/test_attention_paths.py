@@ -4,8 +4,8 @@ import warnings
 
 import pytest
 import torch
-from decoder_inputs import encoded
-from tolerances import DECODER, DECODER_GRADIENTS, assert_matches
+from decoder_inputs import assert_same_answers, encoded, sams_own
+from tolerances import DECODER_GRADIENTS, assert_matches
 
 from stable_sam_cuda import DeformableSampler, UnfusedAttentionWarning, backends
 from stable_sam_cuda.modules import attention
@@ -54,23 +54,11 @@ def stable(sam, perturb):
     return sam
 
 
-def own_forward(sam, image, sparse, dense):
-    """By ``segment_anything``'s transformer, which calls the blocks."""
-    dtype = next(sam.mask_decoder.parameters()).dtype
-    tensors = (tensor.to(dtype) for tensor in (image, sam.prompt_encoder.get_dense_pe(), sparse, dense))
-    return sam.mask_decoder.predict_masks(*tensors)
-
-
 def answers(sam, inputs):
     return decode(sam, *inputs, ALL_MASKS)
 
 
-def assert_same(found, expected, dtype):
-    for name, one, other in zip(("logits", "scores"), found, expected, strict=True):
-        assert_matches(name, one.detach(), other.detach(), DECODER[dtype])
-
-
-@pytest.mark.parametrize("forward", [answers, lambda sam, inputs: own_forward(sam, *inputs)], ids=["shared", "own"])
+@pytest.mark.parametrize("forward", [answers, lambda sam, inputs: sams_own(sam, *inputs)], ids=["shared", "own"])
 @pytest.mark.parametrize("kind", ["one-point", "twelve-points", "mask"])
 @pytest.mark.parametrize("name", BOTH)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -81,7 +69,7 @@ def test_all_paths_give_the_same_masks(stable, take, forward, kind, name, dtype)
     assert not take(stable, "sampled")
     expected = forward(stable, inputs)
     calls = take(stable, name)
-    assert_same(forward(stable, inputs), expected, dtype)
+    assert_same_answers(forward(stable, inputs), expected, dtype)
     assert calls == [1]
 
 
@@ -135,7 +123,7 @@ def test_without_a_router_the_deformed_features_stand_alone(sam, take, perturb, 
     take(sam, "sampled")
     expected = answers(sam, inputs)
     calls = take(sam, name)
-    assert_same(answers(sam, inputs), expected, torch.float32)
+    assert_same_answers(answers(sam, inputs), expected, torch.float32)
     assert calls == [1]
 
 
@@ -167,7 +155,7 @@ def test_adapted_projections_are_sampled_quietly(stable, take):
         warnings.simplefilter("error")
         adapted = answers(stable, inputs)
     assert calls == [1]
-    assert_same(adapted, own_forward(stable, *inputs), torch.float32)
+    assert_same_answers(adapted, sams_own(stable, *inputs), torch.float32)
     assert not torch.allclose(adapted[0], before, rtol=1e-2)
 
 
@@ -198,7 +186,7 @@ def test_hooks_in_the_plugin_are_heeded(stable, take, place, fused):
     assert calls == ([1] if fused else [])
     assert not torch.equal(hooked[0], before)
     take(stable, "sampled")
-    assert_same(hooked, answers(stable, inputs), torch.float32)
+    assert_same_answers(hooked, answers(stable, inputs), torch.float32)
 
 
 @torch.no_grad()

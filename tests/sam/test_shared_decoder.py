@@ -4,9 +4,9 @@ from copy import deepcopy
 
 import pytest
 import torch
-from decoder_inputs import encoded
+from decoder_inputs import assert_same_answers, encoded, sams_own
 from segment_anything.modeling import MaskDecoder
-from tolerances import DECODER, DECODER_GRADIENTS, assert_matches
+from tolerances import DECODER_GRADIENTS, assert_matches
 
 from stable_sam_cuda import DeformableSampler
 from stable_sam_cuda.sam import plugin_of, stabilize
@@ -17,14 +17,6 @@ from stable_sam_cuda.training.methods import install_method
 KINDS = ("one-point", "five-points", "twelve-points", "box", "box-and-points", "mask", "everything")
 
 
-def sams_own(sam, image, sparse, dense, masks=ALL_MASKS):
-    """``segment_anything``'s forward for prompts of one image."""
-    dtype = next(sam.mask_decoder.parameters()).dtype
-    image, pe, sparse, dense = (t.to(dtype) for t in (image, sam.prompt_encoder.get_dense_pe(), sparse, dense))
-    logits, scores = sam.mask_decoder.predict_masks(image, pe, sparse, dense)
-    return logits[:, list(masks)], scores[:, list(masks)]
-
-
 BLOCKS = {"plain": 0, "stabilised": 1, "both-blocks": 2}
 
 
@@ -33,12 +25,6 @@ def model(request, sam, perturb):
     if request.param:
         stabilize(sam, perturb(DeformableSampler(blocks=request.param), scale=0.05))
     return sam
-
-
-def assert_same_answers(found, expected, dtype):
-    for name, one, other in zip(("logits", "scores"), found, expected, strict=True):
-        assert one.dtype == dtype
-        assert_matches(name, one.detach(), other.detach(), DECODER[dtype])
 
 
 @pytest.mark.parametrize("count", [1, 3])
