@@ -1,8 +1,8 @@
 # Every target sets itself up in .venv, from a clean clone on; what is done already is not done again.
 #
 #   make demo     segment a photograph with SAM and Stable-SAM, from good and from sloppy boxes
-#   make test     style and all tests
-#   make lint     style only
+#   make test     style, types and all tests
+#   make lint     style and types
 #   make bench    the benchmarks that this machine can run, each verified before it is timed
 #   make performance   write docs/performance.md anew from the records that are there; measures nothing
 #   make results DATA=dir   train and evaluate every row of docs/results.md that has no record yet, and write it anew
@@ -37,10 +37,11 @@ test: lint
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/.installed-dev
-	@echo "==> style"
+	@echo "==> style and types"
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(filter %.h %.cuh %.cpp %.cu,$(COMPILED_SOURCES))
+	$(BIN)/mypy
 
 bench: $(VENV)/.installed-dev
 	@set -e; for benchmark in $(wildcard bench/cpu_*.py); do echo "==> $$benchmark"; $(BIN)/python $$benchmark; done
