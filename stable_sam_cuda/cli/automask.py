@@ -137,8 +137,9 @@ def automask(
         records.sort(key=lambda record: record["area"], reverse=True)
         ids = id_map(picture, records)
         stem = f"{photo.stem}_automask"
-        outputs.picture(f"{stem}_ids.png", Image.fromarray(ids))
-        outputs.picture(f"{stem}_overlay.png", draw_id_map(picture, ids))
+        ids_name, overlay_name = f"{stem}_ids.png", f"{stem}_overlay.png"
+        outputs.picture(ids_name, Image.fromarray(ids))
+        outputs.picture(overlay_name, draw_id_map(picture, ids))
         record = {
             "photo": str(photo),
             "image_size": {"width": picture.width, "height": picture.height},
@@ -153,13 +154,13 @@ def automask(
             "min_stability": min_stability,
             "max_overlap": max_overlap,
             "crop_layers": crop_layers,
-            "ids": f"{stem}_ids.png",
-            "overlay": f"{stem}_overlay.png",
+            "ids": ids_name,
+            "overlay": overlay_name,
             "objects": [described(number, entry, rle) for number, entry in enumerate(records, start=1)],
             "timings_ms": {"model_loading": load_time, "masks": mask_time},
             "versions": package_versions(),
         }
         outputs.record(f"{stem}.json", record)
-    typer.echo(f"ids: {out / record['ids']}  {len(records)} objects")
-    typer.echo(f"overlay: {out / record['overlay']}")
+    typer.echo(f"ids: {out / ids_name}  {len(records)} objects")
+    typer.echo(f"overlay: {out / overlay_name}")
     typer.echo(f"{model} on {where}, backend {chosen or 'not used'}: masks {mask_time:.0f} ms")

@@ -55,7 +55,7 @@ def evaluate(
         results = gathered(by_picture)
     if not first:
         return
-    description = {
+    description: dict[str, object] = {
         "model": model,
         "checkpoint": str(checkpoint) if checkpoint else None,
         "plugin": plugin,

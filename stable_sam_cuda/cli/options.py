@@ -15,7 +15,8 @@ def join_words(arguments: Sequence[str], word_counts: Mapping[str, int]) -> list
     Words are taken up to the option's count or to the next long option; too few are left for the option's own
     parser to complain about. Everything after ``--`` is left alone.
     """
-    joined, rest = [], list(arguments)
+    joined: list[str] = []
+    rest = list(arguments)
     while rest:
         argument = rest.pop(0)
         if argument == "--":
@@ -35,5 +36,6 @@ class PromptCommand(TyperCommand):
 
     word_counts: ClassVar[Mapping[str, int]] = {"--box": 4, "--point": 2}
 
-    def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
+    # Commands get typer's public Context; their base class declares its parent, which typer keeps private.
+    def parse_args(self, ctx: Context, args: list[str]) -> list[str]:  # type: ignore[override]
         return super().parse_args(ctx, join_words(args, self.word_counts))

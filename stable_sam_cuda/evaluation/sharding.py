@@ -40,9 +40,9 @@ def own_share(samples: Sequence[Sample]) -> Sequence[Sample]:
 
 def gathered(results: list[list[ObjectResult]]) -> list[ObjectResult]:
     """All processes' results, given by picture of `own_share`, in the pictures' order; empty but on process 0."""
-    shares: list[list[list[ObjectResult]] | None] = [results]
+    shares = [results]
     if distributed.is_initialized():
-        shares = [None] * distributed.get_world_size()
+        shares = [[] for _ in range(distributed.get_world_size())]
         distributed.gather_object(results, shares if rank() == 0 else None)
         if rank() != 0:
             return []

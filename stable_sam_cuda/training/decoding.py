@@ -25,8 +25,9 @@ class PromptBatch:
 
     def to(self, device: torch.device) -> "PromptBatch":
         """The same prompts on another device."""
-        moved = {name: value if value is None else value.to(device) for name, value in vars(self).items()}
-        return PromptBatch(**moved)
+        optional = (self.points, self.labels, self.boxes, self.masks)
+        moved = (value if value is None else value.to(device) for value in optional)
+        return PromptBatch(self.image_index.to(device), *moved)
 
 
 def decode_prompts(

@@ -100,7 +100,8 @@ class EmbeddingCache:
         for start in range(0, len(missing), FLUSH_EVERY * self.world):
             chunk = missing[start : start + FLUSH_EVERY * self.world]
             for index in chunk[self.rank :: self.world].tolist():
-                image, _ = fit_square(*self.samples[index].load(), self.sam.image_encoder.img_size)
+                image, ids = self.samples[index].load()
+                image, _ = fit_square(image, ids, self.sam.image_encoder.img_size)
                 pixels = torch.from_numpy(image).permute(2, 0, 1)[None].to(device, torch.float32)
                 self.embeddings[index] = self.sam.image_encoder(self.sam.preprocess(pixels))[0].half().cpu().numpy()
                 self.done[index] = True

@@ -26,7 +26,8 @@ def mask_overlap(logits: Tensor, targets: Tensor) -> Tensor:
 
 def whole_mask_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """`mask_loss` over every pixel of logits (K, 1, h, w), for targets (K, 1, H, W) that may be finer: (K,)."""
-    return mask_loss(logits, F.adaptive_avg_pool2d(targets, logits.shape[-2:]))[:, 0]
+    height, width = logits.shape[-2:]
+    return mask_loss(logits, F.adaptive_avg_pool2d(targets, (height, width)))[:, 0]
 
 
 def point_sampled_loss(

@@ -93,7 +93,7 @@ def occluded_images(
         if len(found) == count:
             break
         order = order or rng.permutation(len(samples)).tolist()
-        base, donor = samples[order.pop()], samples[rng.integers(len(samples))]
+        base, donor = samples[order.pop()], samples[int(rng.integers(len(samples)))]
         recipe_seed = int(rng.integers(2**32))
         target, donor_target = _drawn(targets(base), rng), _drawn(cutouts(donor), rng)
         if base.name == donor.name or target is None or donor_target is None:

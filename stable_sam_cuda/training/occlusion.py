@@ -32,10 +32,10 @@ class Cutout:
         """The cut-out with its sides multiplied by ``factor``."""
         size = [max(3, round(side * factor)) for side in self.mask.shape[::-1]]
         interpolation = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
-        mask = cv2.resize(self.mask.astype(np.float32), size, interpolation=cv2.INTER_LINEAR)
+        share = cv2.resize(self.mask.astype(np.float32), size, interpolation=cv2.INTER_LINEAR)
         if factor > 1:  # else the old pixels' corners would show as stairs
-            mask = cv2.GaussianBlur(mask, (0, 0), 0.6 * factor)
-        mask = mask > 0.5
+            share = cv2.GaussianBlur(share, (0, 0), 0.6 * factor)
+        mask = share > 0.5
         mask[[0, -1]] = mask[:, [0, -1]] = False
         return Cutout(cv2.resize(self.image, size, interpolation=interpolation), mask)
 

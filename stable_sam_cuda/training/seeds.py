@@ -3,7 +3,7 @@
 import hashlib
 
 
-def seed_of(*parts: str | int) -> int:
+def seed_of(*parts: str | int | tuple[float, ...]) -> int:
     """A seed for `torch.Generator` that any other part, or another order, changes.
 
     It is hashed, because PyTorch's generator on the CPU looks at the last 32 bits of a seed alone.

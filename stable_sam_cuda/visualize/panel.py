@@ -49,7 +49,7 @@ def draw_panel(picture: Image.Image, panel: Panel, factor: float) -> Image.Image
     return draw_points(drawn, points, panel.labels)
 
 
-def fitting_text(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
+def fitting_text(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float) -> str:
     """The text, or as much of it as fits into ``width`` pixels, with an ellipsis."""
     if font.getlength(text) <= width:
         return text

@@ -67,7 +67,9 @@ def draw_batch(
     Args:
         pasted: for each sample another one whose objects are pasted onto it, or None; empty for none at all.
     """
-    images, masks, index = [], [], []
+    images: list[Tensor] = []
+    masks: list[np.ndarray] = []
+    index: list[int] = []
     for sample, other in zip(samples, pasted or [None] * len(samples), strict=True):
         image, ids = sample.load()
         image, ids = augmented(image, ids, size, rng) if augment else fit_square(image, ids, size)

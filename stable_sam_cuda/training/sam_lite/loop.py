@@ -50,7 +50,8 @@ class LiteTrainer:
         groups = [{"params": backbone, "scale": BACKBONE_RATE}, {"params": others, "scale": 1.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=recipe.lr, weight_decay=0.01)
         self.step, self.minutes = 0, 0.0
-        self.loss = self.overlap = None  # running means
+        self.loss: float | None = None  # running means, None before the first step
+        self.overlap: float | None = None
 
     def run(self, report: Report) -> bool:
         """Train until the budget is used up, or this call's time is; whether the run is finished.
