@@ -1,73 +1,117 @@
-"""Timing contestants on a CPU in turns, so that a disturbance hits all of them and their ratios hold."""
+"""Times the selected contestants of a group in turns, and hands each benchmark its own samples."""
 
-import json
-import os
 import statistics
 import time
-from collections.abc import Callable
-from pathlib import Path
+from typing import NamedTuple
 
-from timing import ROOT, Sample, commit
+import pytest
+import torch
+from cases import Case, Work
+from pytest_benchmark.fixture import BenchmarkFixture
+from timing import ReplayClock, captured, ceilings, commit, median_ratio, peak_bytes, time_in_turns
 
-from stable_sam_cuda import _extension
+CLOCK = ReplayClock()
 
 
-def time_in_turns(
-    contestants: dict[str, Callable[[], object]],
-    rounds: int,
-    calls: int,
-    clock: Callable[[], float] = time.perf_counter,
-) -> dict[str, list[float]]:
-    """Milliseconds a call, of every round: the mean over the timed calls of a turn.
+class Outcome(NamedTuple):
+    """Seconds of every round, and what `extra_info` gets besides the case's own facts."""
 
-    In every round each contestant has its turn: a pause, in which the last contestant's threads go to sleep
-    (torch.compile's code has a thread pool of its own, which spins for a while), two calls not timed, which bring the
-    contestant's own data into the caches, and ``calls`` that are.
+    samples: list[float]
+    info: dict[str, object]
 
-    ``clock``: ``time.process_time`` counts the seconds of all threads, whatever else the machine does meanwhile.
+
+class Turns:
+    """One session's measurements; only the group at hand is kept.
+
+    selected: cases by group, what -k and the like have left. deadline: by ``time.monotonic``; no group begins after it.
     """
-    times: dict[str, list[float]] = {name: [] for name in contestants}
-    for _ in range(rounds):
-        for name, call in contestants.items():
-            time.sleep(0.05)
-            for _ in range(2):
-                call()
-            start = clock()
-            for _ in range(calls):
-                call()
-            times[name].append(1e3 * (clock() - start) / calls)
-    return times
+
+    def __init__(self, device: torch.device, quick: bool, deadline: float) -> None:
+        self.selected: dict[str, list[Case]] = {}
+        self._device, self._quick, self._deadline = device, quick, deadline
+        self._group: str | None = None
+        self._outcomes: dict[str, Outcome | BaseException] = {}
+        self._ceilings: dict[str, float] | None = None
+
+    @property
+    def ceilings(self) -> dict[str, float]:
+        """Of this run."""
+        if self._ceilings is None:
+            self._ceilings = ceilings(self._device, self._quick)
+        return self._ceilings
+
+    def report(self, case: Case, benchmark: BenchmarkFixture) -> None:
+        """Give the benchmark the case's samples; without timing (--benchmark-disable) verify the case and call it once.
+
+        Raises:
+            WrongResultError: its results are wrong.
+            pytest.skip.Exception: another's implementation cannot do it, or the time is up.
+        """
+        if benchmark.disabled:
+            work = _prepared(case, case.problem())
+            if isinstance(work, BaseException):
+                raise work
+            benchmark.pedantic(work.call)
+            return
+        if self._group != case.group:
+            self._group, self._outcomes = case.group, {}  # what the last group held goes first
+            self._outcomes = self._measure(self.selected[case.group])
+        outcome = self._outcomes[case.key]
+        if isinstance(outcome, BaseException):
+            raise outcome
+        CLOCK.load(outcome.samples)
+        benchmark.extra_info.update(case.facts | outcome.info)
+        benchmark.pedantic(CLOCK.advance, rounds=len(outcome.samples))
+
+    def _measure(self, cases: list[Case]) -> dict[str, Outcome | BaseException]:
+        if time.monotonic() > self._deadline:
+            return {case.key: pytest.skip.Exception("out of time") for case in cases}
+        problem = cases[0].problem()
+        works = {case.key: _prepared(case, problem) for case in cases}
+        outcomes: dict[str, Outcome | BaseException] = {
+            key: work for key, work in works.items() if isinstance(work, BaseException)
+        }
+        ready = [(case, work) for case in cases if isinstance(work := works[case.key], Work)]
+        if ready:
+            first, rounds = ready[0][0], 2 if self._quick else ready[0][0].rounds
+            calls = {case.contestant: work.call for case, work in ready}
+            samples = time_in_turns(calls, self._device, rounds, warm=first.cache != "cold")
+            for case, work in ready:
+                outcomes[case.key] = Outcome(samples[case.contestant], self._info(case, work, samples))
+        if self._device.type == "cuda":
+            del problem, works, ready
+            torch.cuda.empty_cache()
+        return outcomes
+
+    def _info(self, case: Case, work: Work, samples: dict[str, list[float]]) -> dict[str, object]:
+        median = statistics.median(samples[case.contestant])
+        ratios = {
+            other: median_ratio(times, samples[case.contestant])
+            for other, times in samples.items()
+            if other != case.contestant
+        }
+        info: dict[str, object] = {"error": max(work.errors.values()), "errors": work.errors, "ratios": ratios}
+        info |= {"commit": commit(), "gb_per_s": None, "percent_of_copy": None, "percent_of_matmul": None}
+        if case.ideal_bytes is not None:
+            info["gb_per_s"] = rate = 1e-9 * case.ideal_bytes / median
+            info["percent_of_copy"] = 100 * rate / self.ceilings["copy_gb_per_s"]
+        if case.flops is not None:
+            info["percent_of_matmul"] = 1e-10 * case.flops / median / self.ceilings["matmul_tflop_per_s"]
+        peak = case.resident_peak or (lambda: peak_bytes(work.call, self._device))
+        return info | {"peak_bytes": peak() if case.cache != "graph" else None}
 
 
-def summary(own_times: list[float], times: list[float]) -> dict[str, float]:
-    """Times of one contestant, and the median over rounds of its ratio to ours."""
-    sample = Sample.of(times)
-    ratios = [other / ours for other, ours in zip(times, own_times, strict=True)]
-    return {
-        "median_ms": sample.median,
-        "p20_ms": sample.p20,
-        "p80_ms": sample.p80,
-        "rounds": sample.runs,
-        "times_slower_than_own": statistics.median(ratios),
-    }
-
-
-def cpu_facts() -> dict[str, object]:
-    """The processor, its instruction set, the compiler of the kernels, and how busy the machine is."""
-    facts: dict[str, object] = {"instruction_set": _extension.cpu_instruction_set(), "load_average": os.getloadavg()}
-    facts["compiler"] = _extension.build_info().get("compiler")
-    for name, file in (("cpu", "/proc/cpuinfo"), ("huge_pages", "/sys/kernel/mm/transparent_hugepage/enabled")):
-        lines = Path(file).read_text().splitlines() if Path(file).exists() else []
-        if name == "cpu":
-            lines = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-        facts[name] = lines[0] if lines else None
-    return facts
-
-
-def write_record(record: dict[str, object], out: Path | None, before: str = "", behind: str = "") -> None:
-    """``record`` as JSON to ``out``, by default bench/results/cpu/BEFORE<date>-<commit>BEHIND.json."""
-    name = f"{before}{str(record['date'])[:10]}-{commit().rstrip('+')}{behind}.json"
-    path = out or ROOT / "bench" / "results" / "cpu" / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=1) + "\n")
-    print(f"\n{path}")
+def _prepared(case: Case, problem: object) -> Work | BaseException:
+    """The verified work, or why there is none: one contestant's failure must not cost the others their figures."""
+    try:
+        work = case.prepare(problem)
+    except AssertionError as error:
+        return error
+    except Exception as error:  # a compiler's, too
+        return error if case.own else pytest.skip.Exception(f"{type(error).__name__}: {str(error)[:300]}")
+    if case.cache != "graph":
+        return work
+    try:
+        return work._replace(call=captured(work.call))
+    except Exception as error:  # whatever in the call a graph cannot hold
+        return pytest.skip.Exception(f"not captured: {type(error).__name__}: {str(error)[:300]}")
