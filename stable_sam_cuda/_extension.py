@@ -6,11 +6,14 @@ CUDA. A missing library is a state to be explained (`why_missing`), never an err
 
 import ctypes
 import json
+import re
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+
+_JETSON_ORIN = (8, 7)  # of its own kind: code for the desktop's 8.0 and 8.6 does not run there
 
 _DIRECTORY = Path(__file__).parent
 _BUILD_RECORD = _DIRECTORY / "_build_record.json"
@@ -48,6 +51,48 @@ _MISSING = {name: _load(name) for name in ("_ops_cpu", "_ops_cuda")}
 def why_missing(name: str) -> str | None:
     """Why the library `_ops_cpu` or `_ops_cuda` is not loaded; None where it is."""
     return _MISSING[name]
+
+
+class Architecture(NamedTuple):
+    """What device code was compiled for: ``9.0``, ``9.0a``, ``10.0f``, each with ``+PTX`` or without."""
+
+    name: str
+    version: tuple[int, int]
+    suffix: str
+    has_ptx: bool
+
+    @classmethod
+    def parse(cls, name: str) -> "Architecture | None":
+        match = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", name)
+        return match and cls(name, (int(match[1]), int(match[2])), match[3], match[4] is not None)
+
+    def runs_on(self, capability: tuple[int, int]) -> bool:
+        """Whether a device of this compute capability runs the code.
+
+        Machine code runs within its major version from its own minor version on, PTX on everything from its own
+        version on. Code for ``9.0a`` runs on 9.0 alone; that for ``10.0f`` keeps to its major version, PTX or not.
+        """
+        if self.suffix == "a" or (capability == _JETSON_ORIN and not self.has_ptx):
+            return capability == self.version
+        within_major = capability[0] == self.version[0] and capability >= self.version
+        return within_major or (self.has_ptx and not self.suffix and capability >= self.version)
+
+
+def _read_architectures() -> tuple[Architecture, ...]:
+    names = build_info().get("libraries", {}).get("_ops_cuda", {}).get("architectures", ())
+    return tuple(filter(None, map(Architecture.parse, names)))
+
+
+# Empty where there is no CUDA library, or no record of it.
+_ARCHITECTURES = _read_architectures()
+
+
+def why_not_compiled_for(capability: tuple[int, int]) -> str | None:
+    """Why the CUDA library cannot run on a device of this compute capability; None where it can, as far as is known."""
+    if not _ARCHITECTURES or any(architecture.runs_on(capability) for architecture in _ARCHITECTURES):
+        return None
+    names = ", ".join(architecture.name for architecture in _ARCHITECTURES)
+    return f"the device has compute capability {capability[0]}.{capability[1]}, the library was compiled for {names}"
 
 
 def cpu_instruction_set() -> str | None:

@@ -35,6 +35,7 @@ class BackendUnavailableError(RuntimeError):
     """A backend was asked for by name that this installation or machine does not have."""
 
 
+_BY_NAME = {member.value: member for member in Backend}  # torch.compile of 2.11 cannot walk through an Enum
 # float64 is for checking gradients; neither set of GPU kernels carries it.
 _GPU_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _SUPPORTED_DTYPES = {
@@ -45,23 +46,25 @@ _SUPPORTED_DTYPES = {
 }
 
 
-def _find_why_unavailable(backend: Backend) -> str | None:
+# Triton's own: its documentation promises compute capability 8.0 and newer.
+_TRITON_FLOOR = (8, 0)
+
+
+def _find_why_missing(backend: Backend) -> str | None:
+    """Why a backend is not installed. Devices are looked at later: importing this must not initialise CUDA."""
     if backend is Backend.CPU:
         return _extension.why_missing("_ops_cpu")
-    if backend is Backend.REFERENCE:
-        return None
     if backend is Backend.CUDA:
-        missing = _extension.why_missing("_ops_cuda")
-        return missing or (None if torch.cuda.is_available() else "torch sees no CUDA device")
-    if triton_kernels.why_unavailable() is None and not torch.cuda.is_available() and not triton_kernels.interprets():
-        return "torch sees no CUDA device, and TRITON_INTERPRET=1 was not set when stable_sam_cuda was imported"
-    return triton_kernels.why_unavailable()
+        return _extension.why_missing("_ops_cuda")
+    return triton_kernels.why_unavailable() if backend is Backend.TRITON else None
 
 
 _AUTO_CANDIDATES = {"cpu": (Backend.CPU,), "cuda": (Backend.CUDA, Backend.TRITON)}
 _UNAVAILABLE: dict[Backend, str | None] = {
-    backend: _find_why_unavailable(backend) for backend in Backend if backend is not Backend.AUTO
+    backend: _find_why_missing(backend) for backend in Backend if backend is not Backend.AUTO
 }
+# Backend asked for, device and dtype -> the backends that serve there, best first.
+_serving: dict[tuple[Backend, torch.device, torch.dtype], tuple[Backend, ...]] = {}
 _warned: set[str] = set()
 
 
@@ -78,18 +81,62 @@ _HAS_OFFSET_HEAD = {
 
 
 def available() -> tuple[Backend, ...]:
-    """The backends that can be used here, best first."""
-    return tuple(backend for backend, reason in _UNAVAILABLE.items() if reason is None)
+    """The backends that can be used here, best first. Where CUDA is there, this initialises it."""
+    return tuple(backend for backend in _UNAVAILABLE if why_unavailable(backend) is None)
 
 
-def why_unavailable(backend: Backend | str) -> str | None:
-    """Why a backend cannot be used here; None where it can.
+def why_unavailable(backend: Backend | str, device: torch.device | None = None) -> str | None:
+    """Why a backend cannot be used on a device, or on any device where none is given; None where it can.
+
+    A GPU is asked for its compute capability, which initialises CUDA.
 
     Raises:
         ValueError: ``backend`` is not the name of a backend.
     """
     backend = parse(backend)
-    return None if backend is Backend.AUTO else _UNAVAILABLE[backend]
+    if backend is Backend.AUTO:
+        return None
+    if _UNAVAILABLE[backend] is not None or not _needs_gpu(backend):
+        return _UNAVAILABLE[backend]
+    if device is not None:
+        return _why_not_on(backend, device)
+    devices = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
+    reasons = [_why_not_on(backend, one) for one in devices or [torch.device("cuda", 0)]]
+    return None if None in reasons else reasons[0]
+
+
+def forget_choices() -> None:
+    """Choose anew at the next call: for tests that change what is there. Warnings that were given stay given."""
+    _serving.clear()
+
+
+def _needs_gpu(backend: Backend) -> bool:
+    return backend is Backend.CUDA or (backend is Backend.TRITON and not triton_kernels.interprets())
+
+
+def _capability(device: torch.device) -> tuple[int, int] | None:
+    """The compute capability of a GPU; None where torch sees none at all."""
+    if not torch.cuda.is_available():
+        return None
+    properties = torch.cuda.get_device_properties(device)  # torch.compile knows it, get_device_capability it does not
+    return properties.major, properties.minor
+
+
+def _why_not_on(backend: Backend, device: torch.device) -> str | None:
+    """Why an installed backend cannot serve a device of a type that it takes."""
+    if device.type != "cuda" or not _needs_gpu(backend):
+        return None
+    capability = _capability(device)
+    if capability is None:
+        if backend is Backend.CUDA:
+            return "torch sees no CUDA device"
+        return "torch sees no CUDA device, and TRITON_INTERPRET=1 was not set when stable_sam_cuda was imported"
+    if backend is Backend.CUDA:
+        return _extension.why_not_compiled_for(capability)
+    if capability < _TRITON_FLOOR:
+        asked = f"Triton asks for {_TRITON_FLOOR[0]}.{_TRITON_FLOOR[1]}"
+        return f"the device has compute capability {capability[0]}.{capability[1]}, {asked}"
+    return None
 
 
 def parse(backend: Backend | str) -> Backend:
@@ -100,10 +147,9 @@ def parse(backend: Backend | str) -> Backend:
     """
     if isinstance(backend, Backend):
         return backend
-    for member in Backend:
-        if backend == member.value:
-            return member
-    names = ", ".join(repr(member.value) for member in Backend)
+    if isinstance(backend, str) and backend in _BY_NAME:
+        return _BY_NAME[backend]
+    names = ", ".join(map(repr, _BY_NAME))
     raise ValueError(f"backend: expected one of {names}, got {backend!r}")
 
 
@@ -126,36 +172,56 @@ def _why_unfit(backend: Backend, device_type: str, dtype: torch.dtype) -> str | 
 def choose(requested: Backend | str, device: torch.device, dtype: torch.dtype) -> Backend:
     """The backend that serves tensors of this device and dtype: never `Backend.AUTO`.
 
-    ``auto`` takes the compiled kernels, else (on CUDA) Triton, else plain PyTorch. Where plain PyTorch serves
-    only because something was not built, one `MissingBackendWarning` says so.
+    ``auto`` takes the compiled kernels, else (on CUDA) Triton, else plain PyTorch: of several GPUs each has what runs
+    there. Where plain PyTorch serves only because something is missing, one `MissingBackendWarning` says so.
 
     Raises:
         ValueError: ``requested`` is no backend, or does not take this device or dtype.
-        BackendUnavailableError: ``requested`` is not there.
+        BackendUnavailableError: ``requested`` is not there, or not for this device.
     """
-    backend = parse(requested)
-    if backend is not Backend.AUTO:
-        if _UNAVAILABLE[backend] is not None:
-            raise BackendUnavailableError(f"backend {backend.value!r} is not available: {_UNAVAILABLE[backend]}")
-        unfit = _why_unfit(backend, device.type, dtype)
+    return _serve(parse(requested), device, dtype)[0]
+
+
+def _serve(requested: Backend, device: torch.device, dtype: torch.dtype) -> tuple[Backend, ...]:
+    """The backends that serve, best first: that asked for by name, or all that ``auto`` may take, PyTorch last."""
+    if device.type == "cuda" and device.index is None and torch.cuda.is_available():
+        device = torch.device("cuda", torch.cuda.current_device())
+    if torch.compiler.is_compiling():  # a graph is traced once, and must not change the table
+        return _find_serving(requested, device, dtype)
+    found = _serving.get((requested, device, dtype))
+    if found is None:
+        found = _serving[requested, device, dtype] = _find_serving(requested, device, dtype)
+    return found
+
+
+def _find_serving(requested: Backend, device: torch.device, dtype: torch.dtype) -> tuple[Backend, ...]:
+    if requested is not Backend.AUTO:
+        missing = why_unavailable(requested, device if device.type == "cuda" else None)
+        if missing is not None:
+            raise BackendUnavailableError(f"backend {requested.value!r} is not available: {missing}")
+        unfit = _why_unfit(requested, device.type, dtype)
         if unfit is not None:
             raise ValueError(f"backend: {unfit}")
-        return backend
+        return (requested,)
 
-    candidates = _AUTO_CANDIDATES.get(device.type, ())
-    for candidate in candidates:
-        if dtype in _SUPPORTED_DTYPES[candidate] and _UNAVAILABLE[candidate] is None:
-            return candidate
-    missing = [c for c in candidates if dtype in _SUPPORTED_DTYPES[c]]
-    if missing and device.type not in _warned:
-        _warned.add(device.type)
-        reasons = "; ".join(f"{c.value}: {_UNAVAILABLE[c]}" for c in missing)
+    candidates = [c for c in _AUTO_CANDIDATES.get(device.type, ()) if dtype in _SUPPORTED_DTYPES[c]]
+    reasons = {candidate: _UNAVAILABLE[candidate] or _why_not_on(candidate, device) for candidate in candidates}
+    serving = tuple(candidate for candidate, reason in reasons.items() if reason is None)
+    if candidates and not serving:
+        _warn_missing(device, "; ".join(f"{candidate.value}: {reason}" for candidate, reason in reasons.items()))
+    return (*serving, Backend.REFERENCE)
+
+
+def _warn_missing(device: torch.device, reasons: str) -> None:
+    """One `MissingBackendWarning` for each device and its reasons."""
+    said = f"{device.type}: {reasons}"
+    if said not in _warned:
+        _warned.add(said)
         warnings.warn(
             f"stable_sam_cuda has no kernels for {device.type!r} tensors and uses plain PyTorch ({reasons})",
             MissingBackendWarning,
-            stacklevel=3,
+            stacklevel=6,
         )
-    return Backend.REFERENCE
 
 
 def find_for_attention(requested: Backend | str, device: torch.device, dtype: torch.dtype) -> Backend | None:
@@ -181,12 +247,12 @@ def find_for_offset_head(requested: Backend | str, device: torch.device, dtype: 
 def _find(
     has_kernels: dict[Backend, bool], requested: Backend | str, device: torch.device, dtype: torch.dtype
 ) -> Backend | None:
-    chosen = choose(requested, device, dtype)
-    if parse(requested) is not Backend.AUTO:
-        return chosen if chosen is Backend.REFERENCE or has_kernels[chosen] else None
-    for candidate in _AUTO_CANDIDATES.get(device.type, ()):
-        if dtype in _SUPPORTED_DTYPES[candidate] and _UNAVAILABLE[candidate] is None and has_kernels[candidate]:
-            return candidate
+    requested = parse(requested)
+    for serving in _serve(requested, device, dtype):
+        if serving is Backend.REFERENCE:
+            return serving if requested is Backend.REFERENCE else None
+        if has_kernels[serving]:
+            return serving
     return None
 
 

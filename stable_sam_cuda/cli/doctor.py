@@ -22,18 +22,29 @@ T = TypeVar("T")
 
 
 def backend_states() -> dict[str, dict[str, Any]]:
-    """Backend -> whether it is available, and why not."""
+    """Backend -> whether it is available on any device, and why not; of those for GPUs, the same for each GPU."""
     names = [member for member in backends.Backend if member is not backends.Backend.AUTO]
-    reasons = {member.value: backends.why_unavailable(member) for member in names}
-    return {name: {"available": reason is None, "reason": reason} for name, reason in reasons.items()}
+    states = {member.value: state_of(backends.why_unavailable(member)) for member in names}
+    for member in (backends.Backend.CUDA, backends.Backend.TRITON):
+        devices = {name: backends.why_unavailable(member, torch.device(name)) for name in gpu_names()}
+        states[member.value]["devices"] = {name: state_of(reason) for name, reason in devices.items()}
+    return states
+
+
+def state_of(reason: str | None) -> dict[str, Any]:
+    return {"available": reason is None, "reason": reason}
+
+
+def gpu_names() -> list[str]:
+    return [f"cuda:{index}" for index in range(torch.cuda.device_count())]
 
 
 def per_device(choose: Callable[[torch.device], T]) -> dict[str, T | None]:
-    """Device -> what is chosen there; None where there is no such device."""
-    there = {"cpu": True, "cuda": torch.cuda.is_available()}
+    """Device, of several GPUs each -> what is chosen there; ``cuda`` -> None where there is no GPU."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", backends.MissingBackendWarning)  # the table says the same
-        return {name: choose(torch.device(name)) if found else None for name, found in there.items()}
+        chosen: dict[str, T | None] = {name: choose(torch.device(name)) for name in ("cpu", *gpu_names())}
+    return chosen if gpu_names() else chosen | {"cuda": None}
 
 
 def auto_choices() -> dict[str, str | None]:
@@ -108,7 +119,7 @@ def tables(record: dict[str, Any]) -> list[Table]:
         for index, device in enumerate(record["cuda_devices"])
     }
     libraries = record["build"].get("libraries", {})
-    built = {name: describe_library(facts) for name, facts in libraries.items()}
+    built: dict[str, str | Text] = {name: describe_library(facts) for name, facts in libraries.items()}
     compiled_by = {name: record["build"][name] for name in ("compiler", "architecture") if name in record["build"]}
     running = {"CPU kernels run with": record["cpu_instruction_set"] or "none: the library is not loaded"}
     auto = {f"auto on {name}": choice or "no such device" for name, choice in record["auto"].items()}
@@ -117,12 +128,16 @@ def tables(record: dict[str, Any]) -> list[Table]:
         for name, uses in record["attention"].items()
     }
     attention = {f"attention on {name}": path or "no such device" for name, path in paths.items()}
-    states = record["backends"].items()
+    states: dict[str, str | Text] = {}
+    for name, state in record["backends"].items():
+        states[name] = yes_or_no(state["available"], state["reason"] or "")
+        for device, there in state.get("devices", {}).items():
+            states[f"{name} on {device}"] = yes_or_no(there["available"], there["reason"] or "")
     return [
         table("Versions", record["versions"]),
         table("Machine", record["machine"] | record["tools"] | (devices or {"cuda devices": "torch sees none"})),
         table("Compiled", (built or {"libraries": "none: built with STABLE_SAM_BUILD=none"}) | compiled_by | running),
-        table("Backends", {n: yes_or_no(s["available"], s["reason"] or "") for n, s in states} | auto | attention),
+        table("Backends", states | auto | attention),
         table("Weights", {n: yes_or_no(s["found"], s["path"]) for n, s in record["weights"].items()}),
         table("Plugins", record["plugins"] or {"plugins": "none is shipped"}),
     ]

@@ -89,7 +89,7 @@ def sampled_attention_backward(
     logsumexp: Tensor,
     max_offset: float,
     grad_mask: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     batch, height, width = query_rows.shape[0], *features.shape[2:]
     made = (
         lambda: query_rows.new_empty(query_rows.shape),

@@ -33,11 +33,6 @@ def why_unavailable() -> str | None:
 
 if _kernels is not None:
     for _key in ("CUDA", "CPU") if interprets() else ("CUDA",):
-        library.impl("deformable_sample_triton", _kernels.deformable_sample, _key)
-        library.impl("deformable_sample_triton_backward", _kernels.deformable_sample_backward, _key)
-        if hasattr(_kernels, "sampled_attention"):
-            library.impl("sampled_attention_triton", _kernels.sampled_attention, _key)
-            library.impl("sampled_attention_triton_backward", _kernels.sampled_attention_backward, _key)
-        if hasattr(_kernels, "offset_head"):
-            library.impl("offset_head_triton", _kernels.offset_head, _key)
-            library.impl("offset_head_triton_backward", _kernels.offset_head_backward, _key)
+        for _operation in ("deformable_sample", "sampled_attention", "offset_head"):
+            library.impl(f"{_operation}_triton", getattr(_kernels, _operation), _key)
+            library.impl(f"{_operation}_triton_backward", getattr(_kernels, f"{_operation}_backward"), _key)

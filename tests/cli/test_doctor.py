@@ -1,11 +1,13 @@
 """``stable-sam doctor`` tells the truth about this machine."""
 
 import json
+from types import SimpleNamespace
 
+import pytest
 import torch
 from typer.testing import CliRunner
 
-from stable_sam_cuda import backends
+from stable_sam_cuda import _extension, backends
 from stable_sam_cuda.cli import app
 from stable_sam_cuda.modules.attention import choose_path
 
@@ -25,7 +27,9 @@ def test_json_agrees_with_the_backends() -> None:
         assert state["reason"] == backends.why_unavailable(name)
         assert state["available"] or state["reason"]
     assert record["auto"]["cpu"] == backends.choose("auto", torch.device("cpu"), torch.float32).value
-    assert (record["auto"]["cuda"] is None) == (not torch.cuda.is_available())
+    gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    assert list(record["auto"]) == list(record["attention"]) == ["cpu", *(gpus or ["cuda"])]
+    assert gpus or record["auto"]["cuda"] is None
     assert record["attention"]["cpu"] == {
         use: choose_path("auto", torch.device("cpu"), torch.float32, gradients=gradients).value
         for use, gradients in {"inference": False, "training": True}.items()
@@ -50,6 +54,36 @@ def test_tables_name_everything() -> None:
         "vit_h",
     ):
         assert word in text
+
+
+def test_each_gpu_has_its_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Turing card beside a Hopper one, and a library for the second alone."""
+    cards = [
+        SimpleNamespace(name=n, major=m, minor=i, total_memory=2**34) for n, m, i in (("T4", 7, 5), ("H100", 9, 0))
+    ]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
+    monkeypatch.setattr(_extension, "_ARCHITECTURES", (_extension.Architecture.parse("9.0"),))
+    monkeypatch.setattr(backends, "_UNAVAILABLE", dict.fromkeys(backends._UNAVAILABLE))
+    monkeypatch.setattr(backends.triton_kernels, "interprets", lambda: False)
+    backends.forget_choices()
+    try:
+        record, text = json.loads(run("doctor", "--json")), " ".join(run("doctor").split())
+    finally:
+        backends.forget_choices()
+    reasons = {
+        "cuda": "the device has compute capability 7.5, the library was compiled for 9.0",
+        "triton": "the device has compute capability 7.5, Triton asks for 8.0",
+    }
+    there = {"available": True, "reason": None}
+    for name, reason in reasons.items():
+        first = {"available": False, "reason": reason}
+        assert record["backends"][name] == there | {"devices": {"cuda:0": first, "cuda:1": there}}
+        assert reason in text
+    assert record["auto"] == {"cpu": "cpu", "cuda:0": "reference", "cuda:1": "cuda"}
+    assert record["attention"]["cuda:0"] == {"inference": "sampled", "training": "sampled"}
+    assert "auto on cuda:0 reference" in text and "auto on cuda:1 cuda" in text
 
 
 def test_version_and_help() -> None:

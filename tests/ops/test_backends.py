@@ -1,24 +1,49 @@
 """Which backend is chosen, what is said where one is missing, and imports without what is optional."""
 
+import re
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from stable_sam_cuda import Backend, BackendUnavailableError, MissingBackendWarning, _extension, backends
+from stable_sam_cuda import (
+    Backend,
+    BackendUnavailableError,
+    MissingBackendWarning,
+    _extension,
+    backends,
+    deformable_sample,
+)
 
-CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
+ARCHITECTURES = ("8.0", "8.6", "8.9", "9.0", "10.0+PTX", "12.0+PTX")
 
 
 @pytest.fixture
-def everything_there(monkeypatch: pytest.MonkeyPatch) -> dict[Backend, str | None]:
-    """All backends available, whatever this machine has; tests take some away."""
+def everything_there(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[Backend, str | None]]:
+    """All backends installed and one H100, whatever this machine has; tests take some away."""
     state = dict.fromkeys(backends._UNAVAILABLE)
     monkeypatch.setattr(backends, "_UNAVAILABLE", state)
     monkeypatch.setattr(backends, "_warned", set())
-    return state
+    monkeypatch.setattr(backends.triton_kernels, "interprets", lambda: False)
+    plug_in(monkeypatch, (9, 0))
+    yield state
+    backends.forget_choices()
+
+
+def plug_in(monkeypatch: pytest.MonkeyPatch, *capabilities: tuple[int, int], built: tuple[str, ...] = ARCHITECTURES):
+    """GPUs of these compute capabilities, the first of them current, and a library compiled for ``built``."""
+    properties = [SimpleNamespace(major=major, minor=minor) for major, minor in capabilities]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: len(properties) > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(properties))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties[device.index])
+    monkeypatch.setattr(_extension, "_ARCHITECTURES", tuple(map(_extension.Architecture.parse, built)))
+    backends.forget_choices()
 
 
 @pytest.mark.parametrize(
@@ -28,6 +53,7 @@ def everything_there(monkeypatch: pytest.MonkeyPatch) -> dict[Backend, str | Non
         (CPU, torch.float64, (), Backend.CPU),
         (CPU, torch.bfloat16, (Backend.CUDA, Backend.TRITON), Backend.CPU),
         (CUDA, torch.float16, (), Backend.CUDA),
+        (torch.device("cuda"), torch.float16, (), Backend.CUDA),
         (CUDA, torch.float32, (Backend.CUDA,), Backend.TRITON),
         (CUDA, torch.float64, (), Backend.REFERENCE),
         (torch.device("mps"), torch.float32, (), Backend.REFERENCE),
@@ -50,6 +76,158 @@ def test_a_missing_kernel_is_said_once(everything_there: dict) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert backends.choose("auto", CPU, torch.float32) is Backend.REFERENCE
+        assert backends.choose("auto", CPU, torch.float16) is Backend.REFERENCE
+
+
+def test_the_warning_points_at_the_call(everything_there: dict) -> None:
+    everything_there[Backend.CPU] = "not built"
+    with pytest.warns(MissingBackendWarning) as caught:
+        deformable_sample(torch.ones(1, 8, 3, 3), torch.zeros(1, 2, 3, 3), max_offset=1.0)
+    assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize(
+    ("architecture", "runs_on", "not_on"),
+    [
+        ("8.0", [(8, 0), (8, 6), (8, 9)], [(7, 5), (8, 7), (9, 0), (12, 0)]),
+        ("8.6", [(8, 6), (8, 9)], [(8, 0), (8, 7), (9, 0)]),
+        ("8.7", [(8, 7), (8, 9)], [(8, 6)]),
+        ("9.0", [(9, 0)], [(8, 9), (10, 0)]),
+        ("9.0a", [(9, 0)], [(8, 9), (9, 1), (10, 0)]),
+        ("9.0a+PTX", [(9, 0)], [(10, 0)]),
+        ("8.0+PTX", [(8, 0), (8, 7), (9, 0), (12, 1)], [(7, 5)]),
+        ("10.0+PTX", [(10, 0), (10, 3), (11, 0), (12, 0)], [(9, 0)]),
+        ("10.0f", [(10, 0), (10, 3)], [(12, 0)]),
+        ("10.0f+PTX", [(10, 3)], [(11, 0), (12, 0)]),
+        ("12.0", [(12, 0), (12, 1)], [(10, 0), (11, 0)]),
+    ],
+)
+def test_which_devices_run_an_architecture(
+    architecture: str, runs_on: list[tuple[int, int]], not_on: list[tuple[int, int]]
+) -> None:
+    compiled = _extension.Architecture.parse(architecture)
+    assert compiled is not None
+    assert [c for c in (*runs_on, *not_on) if compiled.runs_on(c)] == runs_on
+
+
+@pytest.mark.parametrize(
+    ("capability", "built", "chosen"),
+    [
+        ((8, 0), ARCHITECTURES, Backend.CUDA),
+        ((8, 9), ("8.0",), Backend.CUDA),
+        ((11, 0), ARCHITECTURES, Backend.CUDA),
+        ((13, 0), ARCHITECTURES, Backend.CUDA),
+        ((9, 0), (), Backend.CUDA),  # no record: nothing is known against it
+        ((13, 0), ("9.0", "12.0"), Backend.TRITON),
+        ((9, 0), ("8.0", "8.9"), Backend.TRITON),
+        ((8, 7), ("8.0", "8.6", "9.0"), Backend.TRITON),
+    ],
+    ids=str,
+)
+def test_auto_takes_what_runs_on_the_device(
+    everything_there: dict,
+    monkeypatch: pytest.MonkeyPatch,
+    capability: tuple[int, int],
+    built: tuple[str, ...],
+    chosen: Backend,
+) -> None:
+    plug_in(monkeypatch, capability, built=built)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert backends.choose("auto", CUDA, torch.float32) is chosen
+    assert backends.choose_for_attention("auto", CUDA, torch.float32) == (Backend.TRITON, True)
+    assert (backends.why_unavailable("cuda") is None) == (chosen is Backend.CUDA)
+
+
+def test_a_device_that_nothing_serves_gets_plain_pytorch(
+    everything_there: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plug_in(monkeypatch, (7, 5))
+    reasons = (
+        "cuda: the device has compute capability 7.5, the library was compiled for 8.0, 8.6, 8.9, 9.0, 10.0+PTX, "
+        "12.0+PTX; triton: the device has compute capability 7.5, Triton asks for 8.0"
+    )
+    with pytest.warns(MissingBackendWarning, match=re.escape(reasons)):
+        assert backends.choose("auto", CUDA, torch.float32) is Backend.REFERENCE
+    assert backends.find_for_attention("auto", CUDA, torch.float32) is None
+    assert backends.available() == (Backend.CPU, Backend.REFERENCE)
+
+
+def test_each_of_several_gpus_has_its_own_choice(everything_there: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    plug_in(monkeypatch, (7, 5), (9, 0), (8, 6), built=("9.0",))
+    devices = [torch.device("cuda", index) for index in range(3)]
+    with pytest.warns(MissingBackendWarning) as caught:
+        chosen = [backends.choose("auto", device, torch.float16) for device in devices]
+        assert chosen == [backends.choose("auto", device, torch.float16) for device in devices]
+    assert chosen == [Backend.REFERENCE, Backend.CUDA, Backend.TRITON]
+    assert len(caught) == 1
+    assert backends.why_unavailable("cuda") is None, "one of them has it"
+    assert "capability 8.6" in str(backends.why_unavailable("cuda", devices[2]))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    assert backends.choose("auto", torch.device("cuda"), torch.float16) is Backend.CUDA
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 2)
+    assert backends.choose("auto", torch.device("cuda"), torch.float16) is Backend.TRITON
+
+
+@pytest.mark.parametrize(
+    ("backend", "message"),
+    [
+        ("cuda", "capability 7.5, the library was compiled for 9.0, 10.0"),
+        ("triton", "capability 7.5, Triton asks for 8.0"),
+    ],
+)
+def test_a_backend_asked_for_on_a_device_that_it_does_not_serve(
+    everything_there: dict, monkeypatch: pytest.MonkeyPatch, backend: str, message: str
+) -> None:
+    plug_in(monkeypatch, (7, 5), built=("9.0", "10.0"))
+    for _ in range(2):
+        with pytest.raises(BackendUnavailableError, match=f"backend '{backend}' is not available: .*{message}"):
+            backends.choose(backend, CUDA, torch.float32)
+
+
+def test_a_choice_is_made_once(everything_there: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    def choices() -> list[object]:
+        return [
+            backends.choose("auto", CUDA, torch.float32),
+            backends.choose(Backend.TRITON, CUDA, torch.float32),
+            backends.find_for_attention("auto", CUDA, torch.float32),
+            backends.choose_for_attention("auto", CUDA, torch.float32),
+            backends.choose_for_offset_head("auto", CUDA, torch.float32),
+        ]
+
+    first = choices()
+    monkeypatch.setattr(backends, "_find_serving", lambda *_: pytest.fail("the choice was made again"))
+    assert choices() == first
+
+
+def test_the_choice_for_a_gpu_is_traced_into_one_graph(everything_there: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    def double_on_triton(x: torch.Tensor) -> torch.Tensor:
+        backend = backends.choose_for_offset_head("auto", CUDA, torch.float32)
+        return 2 * x if backend is Backend.TRITON else x
+
+    plug_in(monkeypatch, built=("9.0",))  # torch.compile itself would ask the GPU
+    monkeypatch.setattr(backends, "_capability", lambda device: (8, 6))
+    compiled = torch.compile(double_on_triton, fullgraph=True, backend="eager")
+    assert compiled(torch.ones(2)).tolist() == [2, 2]
+
+
+WITHOUT_TOUCHING_CUDA = """
+import torch
+touched = []
+for module, name in ((torch._C, "_cuda_getDeviceCount"), (torch._C, "_cuda_init"), (torch.cuda, "_lazy_init")):
+    setattr(module, name, lambda *_, name=name: touched.append(name) or 0)
+import stable_sam_cuda
+from stable_sam_cuda import backends
+sampler = stable_sam_cuda.DeformableSampler(8, token_channels=8, max_offset=1.0)
+sampler(torch.ones(1, 8, 3, 3), torch.ones(1, 8)).sum().backward()
+print(touched)
+"""
+
+
+def test_the_cpu_never_initialises_cuda() -> None:
+    """A process that forks, as a DataLoader does, must not have initialised it: its children could not use it."""
+    done = subprocess.run([sys.executable, "-c", WITHOUT_TOUCHING_CUDA], capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(
