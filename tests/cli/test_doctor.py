@@ -59,8 +59,13 @@ def test_tables_name_everything() -> None:
 def test_each_gpu_has_its_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
     """A Turing card beside a Hopper one, and a library for the second alone."""
     cards = [
-        SimpleNamespace(name=n, major=m, minor=i, total_memory=2**34) for n, m, i in (("T4", 7, 5), ("H100", 9, 0))
+        SimpleNamespace(name="T4", major=7, minor=5, total_memory=2**34),
+        SimpleNamespace(name="H100", major=9, minor=0, total_memory=2**36),
     ]
+
+    def properties(device: torch.device | int) -> SimpleNamespace:
+        return cards[device if isinstance(device, int) else device.index]
+
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
