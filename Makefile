@@ -1,10 +1,12 @@
 # Every target sets itself up in .venv, from a clean clone on; what is done already is not done again.
 #
 #   make demo     segment a photograph with SAM and Stable-SAM, from good and from sloppy boxes
-#   make test     style, types and all tests
+#   make test     style, types, all tests, and every benchmark once at tiny sizes
 #   make lint     style and types
-#   make bench    the benchmarks that this machine can run, each verified before it is timed
+#   make bench    measure throughput by pytest-benchmark, each contestant verified first; on a GPU by bench/on_gpu.sh
+#   make bench-quick   every benchmark verified and called once at tiny sizes; measures nothing
 #   make performance   write docs/performance.md anew from the records that are there; measures nothing
+#   make compile-matrix   compile every kernel in every plan for six GPU architectures, by two versions of Triton
 #   make results DATA=dir   train and evaluate every row of docs/results.md that has no record yet, and write it anew
 #   make clean    remove what was built; the environment stays
 #   make distclean  remove the environment, too
@@ -19,11 +21,12 @@ PIP := $(BIN)/python -m pip
 # torch is among the build requirements, and it is large: installed first, once, and built against in place
 # (--no-build-isolation) instead of a second time in a build environment.
 BUILD_REQUIREMENTS := $(shell sed -n 's/^requires = \[\(.*\)\]/\1/p' pyproject.toml | tr -d ',')
+CPU_RECORD = bench/results/cpu/$(shell date +%F)-$(shell git describe --always --exclude='*' --abbrev=10).json
 COMPILED_SOURCES := $(shell find csrc -type f)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint bench performance results clean distclean
+.PHONY: demo test lint bench bench-quick performance compile-matrix results clean distclean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -35,6 +38,7 @@ demo: $(VENV)/.installed
 test: lint
 	@echo "==> tests"
 	$(BIN)/python -m pytest
+	$(MAKE) bench-quick
 
 lint: $(VENV)/.installed-dev
 	@echo "==> style and types"
@@ -44,13 +48,21 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 bench: $(VENV)/.installed-dev
-	@set -e; for benchmark in $(wildcard bench/cpu_*.py); do echo "==> $$benchmark"; $(BIN)/python $$benchmark; done
 	@if $(BIN)/python -c "import sys, torch; sys.exit(not torch.cuda.is_available())"; \
-	then PYTHON=$(BIN)/python bench/on_gpu.sh; \
-	else echo "==> no CUDA device: bench/on_gpu.sh was not run"; fi
+	then status=0; for call in "" --second; do PYTHON=$(BIN)/python bench/on_gpu.sh $$call || status=1; done; \
+	exit $$status; \
+	else mkdir -p bench/results/cpu && \
+	$(BIN)/python -m pytest bench --benchmark-only --benchmark-json=$(CPU_RECORD) && echo "==> $(CPU_RECORD)"; fi
+
+bench-quick: $(VENV)/.installed-dev
+	@echo "==> benchmarks, once and untimed"
+	$(BIN)/python -m pytest bench --quick --benchmark-disable -q
 
 performance: $(VENV)/.installed-dev
 	$(BIN)/python bench/report.py
+
+compile-matrix: $(VENV)/.installed-dev
+	$(BIN)/python bench/compile_matrix.py
 
 results: $(VENV)/.installed-dev
 	@test -n "$(DATA)" || { echo "DATA: expected a folder of pictures with masks (docs/data.md), got none"; exit 2; }

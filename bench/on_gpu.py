@@ -1,14 +1,14 @@
 """Builds, proves and measures the kernels on a bare CUDA machine; bench/on_gpu.sh runs it.
 
-    bench/on_gpu.sh [--seconds 580] [--parts build tests ...] [--dry-run]
+    bench/on_gpu.sh [--second] [--seconds N] [--parts build kernels ...] [--dry-run]
 
-Needs torch 2.11 or later with CUDA, Triton, nvcc, pytest, and for the decoder's part segment_anything; reaches for
-nothing outside the machine. Parts run most valuable first, each within its own time. Results go to $OUT, or to
-bench/results/<gpu>/ without it:
-    <date>-<commit>.json   every part's outcome and every figure;  .md   the same to read;  .log   all output
-A part recorded as passed for this very commit is not run again. Figures are compared with the last record of the same
-GPU in bench/results/<gpu>/: more than 5 % slower is a failure. --dry-run needs no GPU: it does what a CPU can at
-tiny sizes and says what it left out.
+The first call takes at most 540 seconds, the second (--second) at most 180; what its time did not allow is listed. It
+needs torch 2.11 or later with CUDA, Triton, nvcc, pytest, pytest-benchmark and, for SAM's models, segment_anything; it
+reaches for nothing outside the machine. Results go to $OUT, or to bench/results/<gpu>/ without it:
+    <date>-<commit>.json   pytest-benchmark's, with how each part ended;  .md   the same to read;  .log   all output
+A part that passed for this very commit, here or in bench/results/<gpu>/, is not run again. This project's figures are
+compared with the last record of the same GPU: more than 5 % slower is a failure, unless the host decides the time.
+--dry-run needs no GPU: it does what a CPU can, on few and small sizes, and says what it left out.
 """
 
 import argparse
@@ -18,272 +18,247 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
-from regression import BENCHMARKS, last_record, slower
-from tables import ceilings, figures_table
+from records import OWN, read, slug, tables
 from timing import ROOT, commit
 
-PYTHON = sys.executable
+PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/local/cuda/bin"])
+STATE = ROOT / "build" / "on_gpu"  # git ignores it; compiled kernels and parts stay there from call to call
+BASELINE = "baseline.json"
+GRACE_SECONDS = 10  # in which an interrupted pytest writes what it has
+LAYERS = [f"bench/test_{name}.py" for name in ("deformable_attention", "deformable_sample", "offset_head")]
+MODELS = [f"bench/test_{name}.py" for name in ("decoder", "training_step", "predictor")]
+KERNELS = "regex:^(deformable|attention|offset_head|gather|pixels|sum_over|sum_alpha)"  # not PyTorch's own
+SECTIONS = [f"--section={name}" for name in ("SpeedOfLight", "Occupancy", "MemoryWorkloadAnalysis", "LaunchStats")]
+FAILURE = re.compile("^(FAILED|ERROR) |has failed PercentageRegressionCheck|ERROR SUMMARY: [1-9]")
 
 
-@dataclass(frozen=True)
-class Command:
-    words: list[str]
-    environment: dict[str, str] = field(default_factory=dict)
-    why_not: str | None = None  # a reason to leave it out
-
-
-@dataclass(frozen=True)
-class Part:
-    """Commands that run side by side; the part passes where all do."""
+class Part(NamedTuple):
+    """Commands that run side by side, within ``seconds``."""
 
     name: str
     seconds: float
-    commands: Callable[["Run"], dict[str, Command]]
+    commands: dict[str, list[str]]
+    environment: dict[str, str] = {}  # noqa: RUF012 (nothing writes to it)
 
 
-@dataclass
-class Run:
-    dry: bool
-    folder: Path  # for what parts hand over
-    device: str
-
-    def figures(self, name: str) -> Path:
-        return self.folder / f"{name}.json"
+def pytest(*words: str) -> list[str]:
+    return [sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider", *words]
 
 
-def build(run: Run) -> dict[str, Command]:
-    if run.dry:
-        return {"import": Command([PYTHON, "-c", "import stable_sam_cuda.backends as b; print(b.available())"])}
-    major, minor = torch.cuda.get_device_capability()
-    install = f"{shlex.quote(PYTHON)} -m pip install --no-build-isolation --no-deps --no-index -e ."
+def build(dry: bool) -> Part:
+    """For the device's own architecture alone."""
+    python = shlex.quote(sys.executable)
+    install = f"{python} -m pip install --no-build-isolation --no-deps --no-index -e ."
     # Where pip or its backend is too old: the same libraries, and the folder that an installation would map.
-    in_place = f"{shlex.quote(PYTHON)} setup.py build_ext --inplace && ln -sfn ../kernels stable_sam_cuda/kernels"
-    environment = {"STABLE_SAM_BUILD": "force", "TORCH_CUDA_ARCH_LIST": f"{major}.{minor}"}
-    return {"build": Command(["bash", "-c", f"{install} || ({in_place})"], environment)}
+    in_place = f"{python} setup.py build_ext --inplace && ln -sfn ../kernels stable_sam_cuda/kernels"
+    architecture = "" if dry else ".".join(map(str, torch.cuda.get_device_capability()))
+    environment = {"STABLE_SAM_BUILD": "force", "TORCH_CUDA_ARCH_LIST": architecture}
+    return Part("build", 180, {"build": ["bash", "-c", f"{install} || {in_place}"]}, environment)
 
 
-def tests(*files: str) -> Callable[[Run], dict[str, Command]]:
-    def commands(run: Run) -> dict[str, Command]:
-        paths = [f"tests/cuda/{file}" for file in files]
-        words = [PYTHON, "-m", "pytest", "-m", "gpu", "-q", *paths, "-p", "no:cacheprovider"]
-        has_workers = subprocess.run([PYTHON, "-c", "import xdist"], capture_output=True).returncode == 0
-        # Triton compiles on the host: several processes keep the device from waiting for it.
-        return {"pytest": Command([*words, "-n", "8"] if has_workers and not run.dry else words)}
-
-    return commands
-
-
-def benchmark(name: str, seconds: int) -> Callable[[Run], dict[str, Command]]:
-    def commands(run: Run) -> dict[str, Command]:
-        words = [PYTHON, f"bench/gpu_{name}.py", "--output", str(run.figures(name))]
-        words += ["--device", "cpu", "--tiny", "--seconds", "120"] if run.dry else ["--seconds", str(seconds)]
-        return {name: Command(words)}
-
-    return commands
+def first_parts(dry: bool) -> list[Part]:
+    """The most valuable first."""
+    marked = [str(path) for path in sorted(ROOT.glob("tests/**/test_*.py")) if "mark.gpu" in path.read_text()]
+    whole = [path for path in marked if "end_to_end" in path]
+    # Triton compiles on the host, so that several processes test sooner than one.
+    tests = pytest("-m", "gpu", *(["-n", "8"] if find_spec("xdist") and not dry else []))
+    return [
+        Part("launches", 60, {"pytest": [*bench(dry, LAYERS, "not compile", "--benchmark-disable"), "--quick"]}),
+        Part("kernels", 120, {"pytest": [*tests, *(path for path in marked if path not in whole)]}),
+        Part("end_to_end", 60, {"pytest": [*tests, *whole]} if whole else {}),
+        Part("layers", 120, {"bench": bench(dry, LAYERS, "bf16", "--benchmark-only")}),
+        Part("models", 90, {"bench": bench(dry, MODELS, "bf16 or predict", "--benchmark-only")}),
+    ]
 
 
-def decoder(run: Run) -> dict[str, Command]:
-    """Needs segment_anything, which a bare machine lacks: bench/QUEUE.md tells how to bring it."""
-    (name, command), *_ = benchmark("decoder", 50)(run).items()
-    found = subprocess.run([PYTHON, "-c", "import segment_anything"], capture_output=True, text=True)
-    why_not = None if found.returncode == 0 else f"needs segment_anything: {found.stderr.strip().splitlines()[-1]}"
-    return {name: replace(command, why_not=why_not)}
-
-
-def sanitizer(run: Run) -> dict[str, Command]:
-    checker = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path="/usr/local/cuda/bin")
-    why_not = "compute-sanitizer is not installed" if checker is None else None
-    if run.dry:
-        why_not = "needs a CUDA device"
-    commands = {}
-    for tool in ("memcheck", "racecheck", "initcheck", "synccheck"):
-        fuzz = [PYTHON, "bench/fuzz.py", "--calls", "25", "--largest", "9", "--seconds", "60"]
-        fuzz += ["--no-poison"] if tool == "initcheck" else []
-        words = [checker or "compute-sanitizer", "--tool", tool, "--error-exitcode", "1", *fuzz]
+def second_parts(dry: bool) -> list[Part]:
+    """What the first call has no time for."""
+    fuzz = [sys.executable, "bench/fuzz.py"]
+    check = ["compute-sanitizer", "--error-exitcode", "1", "--tool"]
+    few = [*fuzz, "--calls", "25", "--largest", "9", "--seconds", "30"]
+    checks = {tool: [*check, tool, *few] for tool in ("memcheck", "racecheck", "synccheck")}
+    checks["initcheck"] = [*check, "initcheck", *few, "--no-poison"]
+    many = ["--seed", "1000", *(["--calls", "3", "--largest", "4"] if dry else ["--seconds", "30"])]
+    checks |= {f"fuzz {name}": [*fuzz, "--backend", name, *many] for name in (("cpu",) if dry else ("cuda", "triton"))}
+    ncu = ["ncu", "--clock-control", "none", "--kernel-name", KERNELS, "--launch-count", "40", *SECTIONS]
+    return [
         # Without the cache each tensor is an allocation of its own, and a step outside is seen.
-        commands[tool] = Command(words, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}, why_not)
-    return commands
+        Part("sanitizer", 60, checks, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}),
+        Part("more_layers", 60, {"bench": bench(dry, LAYERS, "not bf16", "--benchmark-only")}),
+        Part("more_models", 45, {"bench": bench(dry, MODELS, "not bf16 and not predict", "--benchmark-only")}),
+        Part("profile", 30, {"ncu": [*ncu, *bench(dry, LAYERS, "bf16 and B64-", "--benchmark-disable")]}),
+    ]
 
 
-def fuzz(run: Run) -> dict[str, Command]:
-    words = [PYTHON, "bench/fuzz.py", "--seed", "1000"]
-    if run.dry:
-        few = ["--calls", "3", "--largest", "4", "--seconds", "120"]
-        interpreted = {"TRITON_INTERPRET": "1"}
-        return {
-            "cpu": Command([*words, "--backend", "cpu", *few]),
-            "triton": Command([*words, "--backend", "triton", *few], interpreted),
-        }
-    return {name: Command([*words, "--backend", name, "--seconds", "20"]) for name in ("cuda", "triton")}
+def bench(dry: bool, files: list[str], selection: str, *options: str) -> list[str]:
+    """A rehearsal takes one size of each file."""
+    chosen = ["cpu", "-k", "forward and fp32 and not compile", "--quick"] if dry else ["cuda", "-k", selection]
+    return pytest(*files, *options, "--device", *chosen)
 
 
-def profile(run: Run) -> dict[str, Command]:
-    profiler = shutil.which("ncu") or shutil.which("ncu", path="/usr/local/cuda/bin")
-    why_not = "needs a CUDA device" if run.dry else ("ncu is not installed" if profiler is None else None)
-    options = ["--clock-control", "none", "--profile-from-start", "off"]
-    for section in ("SpeedOfLight", "Occupancy", "MemoryWorkloadAnalysis", "LaunchStats", "WarpStateStats"):
-        options += ["--section", section]
-    words = [profiler or "ncu", *options, PYTHON, "bench/profile_sampler.py"]
-    return {"ncu": Command(words, {}, why_not)}
+def why_not(words: list[str], dry: bool) -> str | None:
+    """The reason to leave a command out."""
+    if dry and words[0] != sys.executable:
+        return "needs a CUDA device"
+    if not shutil.which(words[0], path=PATH):
+        return f"{words[0]} is not installed"
+    needs_sam = any("end_to_end" in word for word in words) or MODELS[0] in words
+    return "needs segment_anything, which is not installed" if needs_sam and not find_spec("segment_anything") else None
 
 
-PARTS = [
-    Part("build", 150, build),
-    Part("tests", 110, tests("test_on_gpu.py")),
-    Part("attention_tests", 110, tests("test_attention_on_gpu.py")),
-    Part("attention", 120, benchmark("attention", 80)),
-    Part("sampler", 90, benchmark("sampler", 65)),
-    Part("decoder", 70, decoder),
-    Part("sanitizer", 60, sanitizer),
-    Part("fuzz", 45, fuzz),
-    Part("profile", 45, profile),
-]
-
-
-def run_part(part: Part, run: Run, seconds: float, log: Path) -> dict[str, object]:
-    """The part's record; its output is appended to ``log``."""
-    commands = part.commands(run)
+def run_part(part: Part, state: Path, seconds: float, dry: bool, record: dict, log: Path) -> None:
+    """Run the part; its outcome and its figures come to ``record``, its output to the end of ``log``."""
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]  # packages may have come along in a folder
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
-    begun, deadline = time.monotonic(), time.monotonic() + seconds
-    outputs = {name: run.folder / f"{part.name}-{name}.log" for name in commands}
-    processes = {}
-    for name, command in commands.items():
-        if command.why_not is None:
-            with outputs[name].open("w") as file:
-                processes[name] = subprocess.Popen(
-                    command.words,
-                    cwd=ROOT,
-                    env=environment | command.environment,
-                    stdout=file,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                )
-    outcomes = {}
-    for name, command in commands.items():
-        if command.why_not is not None:
-            outcomes[name] = {"status": "left out", "reason": command.why_not}
+    environment = os.environ | {"PATH": PATH, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
+    environment |= {"TRITON_CACHE_DIR": str(STATE / "triton"), "TORCHINDUCTOR_CACHE_DIR": str(STATE / "inductor")}
+    environment |= {"COLUMNS": "300"} | part.environment  # pytest cuts what it says of failures at the terminal's width
+    begun, running, commands = time.monotonic(), [], {}
+    for name, words in part.commands.items():
+        if reason := why_not(words, dry):
+            commands[name] = {"status": "left out", "end": reason, "failures": []}
             continue
-        outcomes[name] = {"status": outcome(processes[name], deadline)}
-        text = outputs[name].read_text(errors="replace")
-        outcomes[name]["end"] = text.strip().splitlines()[-3:]
+        figures, output = (state / f"{part.name}-{slug(name)}{suffix}" for suffix in (".json", ".log"))
+        figures.unlink(missing_ok=True)
+        if "--benchmark-only" in words:
+            words = [*words, f"--benchmark-json={figures}", f"--seconds={seconds - GRACE_SECONDS}"]
+            if (state / BASELINE).exists():
+                words += [f"--benchmark-compare={state / BASELINE}", "--benchmark-compare-fail=median:5%"]
+        with output.open("w") as file:
+            options = {"cwd": ROOT, "env": environment, "stdout": file, "stderr": file, "start_new_session": True}
+            running.append((name, words, figures, output, subprocess.Popen(words, **options)))
+    for name, words, figures, output, process in running:
+        status, text = outcome(process, begun + seconds), output.read_text(errors="replace")
+        failures = [line.strip()[:400] for line in text.splitlines() if FAILURE.search(line)]
+        commands[name] = {"status": status, "end": text.strip().rpartition("\n")[2][:200], "failures": failures}
         with log.open("a") as file:
-            file.write(f"\n===== {part.name}: {shlex.join(command.words)}\n{text}")
-    statuses = [outcome["status"] for outcome in outcomes.values()]
-    failed = [status for status in statuses if status not in ("passed", "left out")]
-    status = failed[0] if failed else ("passed" if "passed" in statuses else "left out")
-    return {"status": status, "seconds": round(time.monotonic() - begun, 1), "commands": outcomes}
+            file.write(f"\n===== {part.name}: {shlex.join(words)}\n{text[-(1 << 20) :]}")
+        if figures.exists():
+            take_figures(record, json.loads(figures.read_text()))
+    statuses = [facts["status"] for facts in commands.values()]
+    bad = [status for status in statuses if status not in ("passed", "left out")]
+    status = bad[0] if bad else "passed" if "passed" in statuses else "left out"
+    record["parts"][part.name] = {"status": status, "seconds": round(time.monotonic() - begun, 1), "commands": commands}
 
 
 def outcome(process: subprocess.Popen, deadline: float) -> str:
+    """How the process ended. At the deadline it is interrupted, and pytest then still writes its figures."""
     try:
         code = process.wait(max(deadline - time.monotonic(), 0.1))
+        return "passed" if code == 0 else f"failed with exit code {code}"
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, 9)  # with its children: it began a session of its own
-        process.wait()
+        process.send_signal(signal.SIGINT)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE_SECONDS)
         return "out of time"
-    # pytest ends with 5 where it ran no test at all.
-    return "passed" if code == 0 else f"failed with exit code {code}"
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # with its children: it began a session of its own
+        process.wait()
 
 
-def passed_before(folders: list[Path], name: str) -> dict[str, dict]:
-    """Parts that an earlier run of this commit passed, and its figures."""
-    if name == "unknown" or name.endswith("+"):
-        return {}
-    done: dict[str, dict] = {}
-    for folder in folders:
-        for path in sorted(folder.glob(f"*-{name}.json")):
-            record = json.loads(path.read_text())
-            for part, facts in record["parts"].items():
-                if facts["status"] == "passed" and part != "build" and not record["dry_run"]:
-                    done[part] = facts | {"recorded_in": path.name}
-                    if part in BENCHMARKS:
-                        done[part]["figures"] = record.get(part)
-    return done
+def take_figures(record: dict, new: dict) -> None:
+    """Benchmarks of a file of pytest-benchmark's take the place of those of the same name."""
+    names = {benchmark["fullname"] for benchmark in new["benchmarks"]}
+    kept = [benchmark for benchmark in record["benchmarks"] if benchmark["fullname"] not in names]
+    record |= new | {"benchmarks": kept + new["benchmarks"], "parts": record["parts"]}
 
 
-def summary(record: dict) -> str:
-    lines = [f"# {record['device']}, commit {record['commit']}, {record['date']}", ""]
-    if record["dry_run"]:
-        lines += ["A rehearsal without a GPU: no figure in it means anything.", ""]
+def take_earlier(record: dict, folders: list[Path], state: Path) -> None:
+    """What earlier calls did for this very commit: their figures, and the parts that passed."""
+    files = [path for folder in folders for path in sorted(folder.glob(f"*-{record['commit']}.json"))]
+    is_built = any(ROOT.glob("stable_sam_cuda/_ops_cuda*.so"))
+    for path in files if record["commit"] != "unknown" and not record["commit"].endswith("+") else ():
+        earlier = json.loads(path.read_text())
+        if earlier["dry_run"] == record["dry_run"]:
+            take_figures(record, earlier)
+            for name, facts in earlier["parts"].items():
+                # What was built lies on that machine alone.
+                if facts["status"] == "passed" and (name != "build" or (is_built and path.parent == state)):
+                    record["parts"][name] = facts
+
+
+def write_baseline(results: Path, commit: str, path: Path) -> None:
+    """This project's figures in the last record of the same GPU, without those that the host decides."""
+    path.unlink(missing_ok=True)
+    records = [json.loads(file.read_text()) for file in results.glob("*.json")]
+    if before := [one for one in records if one["benchmarks"] and one["commit"].rstrip("+") != commit.rstrip("+")]:
+        last = max(before, key=lambda record: record["datetime"])
+        facts = [(benchmark, benchmark["extra_info"]) for benchmark in last["benchmarks"]]
+        own = [one for one, info in facts if info["contestant"] in OWN and not info.get("host_work")]
+        path.write_text(json.dumps(last | {"benchmarks": own}))
+
+
+def summary(record: dict, path: Path) -> str:
+    """How the parts ended, what failed, and all figures, as Markdown."""
+    lines = [f"# {record['device']}, commit {record['commit']}", ""]
+    lines += ["A rehearsal without a GPU: no figure in it means anything.", ""] * record["dry_run"]
     lines += ["| part | outcome | s | |", "|---|---|---|---|"]
-    for name, facts in record["parts"].items():
-        for command, details in facts.get("commands", {}).items():
-            end = details.get("reason") or " ".join(details.get("end", [])[-1:])
-            end = re.sub(r"[|\n]", " ", end)[:160]
-            lines.append(f"| {name}: {command} | {details['status']} | {facts['seconds']} | {end} |")
-        if "commands" not in facts:
-            lines.append(f"| {name} | {facts['status']} | | |")
-    if record.get("slower"):
-        lines += ["", f"Slower than in {record['compared_with']}:", "", *[f"- {line}" for line in record["slower"]]]
-    for name in BENCHMARKS:
-        if record.get(name):
-            lines += ["", f"## {name}", "", ceilings(record[name]), "", figures_table(record[name]["records"])]
-    return "\n".join(lines) + "\n"
+    failed = []
+    for name, part in record["parts"].items():
+        for command, facts in part["commands"].items() or {"": part | {"end": "", "failures": []}}.items():
+            end = facts["end"].replace("|", " ")
+            what = f"{name}: {command}" if command else name
+            lines.append(f"| {what} | {facts['status']} | {part['seconds']} | {end} |")
+            failed += [f"- {name}: {failure}" for failure in facts["failures"]]
+    lines += ["", "Failures, and figures that became slower:", "", *failed[:200]] if failed else []
+    return "\n".join([*lines, "", *(tables(read(path, path.name)) if record["benchmarks"] else ())]) + "\n"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=580.0, help="for everything together")
-    parser.add_argument("--parts", nargs="+", choices=[part.name for part in PARTS])
+    parser.add_argument("--second", action="store_true", help="what the first call leaves")
+    parser.add_argument("--seconds", type=float, help="for everything together; default: 540, of the second call 180")
+    parser.add_argument("--parts", nargs="+", metavar="PART", help="of this call; default: all")
     parser.add_argument("--dry-run", action="store_true", help="rehearse without a GPU")
     options = parser.parse_args()
-    deadline = time.monotonic() + options.seconds
-    if not options.dry_run and not torch.cuda.is_available():
+    begun, dry = time.monotonic(), options.dry_run
+    if not dry and not torch.cuda.is_available():
         print("no CUDA device; --dry-run rehearses without one", file=sys.stderr)
         return 1
 
-    device = "no GPU" if options.dry_run else torch.cuda.get_device_name()
-    slug = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
-    results = ROOT / "bench" / "results" / slug
-    target = Path(os.environ.get("OUT") or results)
-    target.mkdir(parents=True, exist_ok=True)
-    record: dict = {"device": device, "commit": commit(), "date": datetime.date.today().isoformat()}
-    record |= {"dry_run": options.dry_run, "parts": {}}
-    stem = target / f"{record['date']}-{record['commit'].rstrip('+')}"
-    log = stem.with_suffix(".log")
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background makes children deaf to it
+    device = "no GPU" if dry else torch.cuda.get_device_name()
+    results = ROOT / "bench" / "results" / slug(device)
+    target = Path(os.environ.get("OUT") or (STATE / "rehearsal" if dry else results)).resolve()
+    state = target / "state" if dry else STATE / slug(device)
+    for folder in (target, state):
+        folder.mkdir(parents=True, exist_ok=True)
+    record: dict = {"device": device, "commit": commit(), "dry_run": dry, "parts": {}, "benchmarks": []}
+    stem = f"{datetime.date.today().isoformat()}-{record['commit'].rstrip('+')}"
+    log = target / f"{stem}.log"
     log.write_text("")
-    before = passed_before([target, results], record["commit"])
-    last = last_record(results, device, record["commit"])
-
-    with tempfile.TemporaryDirectory() as folder:
-        run = Run(options.dry_run, Path(folder), device)
-        for part in PARTS:
-            if options.parts and part.name not in options.parts:
-                continue
-            left = deadline - time.monotonic()
-            if part.name in before:
-                record["parts"][part.name] = before[part.name]
-                if part.name in BENCHMARKS:
-                    record[part.name] = before[part.name].pop("figures")
-            elif left < 5:
-                record["parts"][part.name] = {"status": "not begun: out of time"}
-            else:
-                # A rehearsal may share a small machine with others.
-                own_time = part.seconds * (4 if options.dry_run else 1)
-                record["parts"][part.name] = run_part(part, run, min(own_time, left), log)
-            print(f"{part.name}: {record['parts'][part.name]['status']}", flush=True)
-            if part.name in BENCHMARKS and run.figures(part.name).exists():
-                record[part.name] = json.loads(run.figures(part.name).read_text())
-            if last is not None:
-                record |= {"compared_with": last.name, "slower": slower(json.loads(last.read_text()), record)}
-            # After every part, so that a run cut short leaves what it has.
-            stem.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
-            stem.with_suffix(".md").write_text(summary(record))
-            if part.name == "build" and record["parts"]["build"]["status"] != "passed":
-                break
-    print(stem.with_suffix(".md").read_text())
-    passed = all(facts["status"] in ("passed", "left out") for facts in record["parts"].values())
-    return 0 if passed and not record.get("slower") else 1
+    take_earlier(record, [results, target, state], state)
+    write_baseline(results, record["commit"], state / BASELINE)
+    parts = [build(dry), *(second_parts if options.second else first_parts)(dry)]
+    if unknown := {*(options.parts or ())} - {part.name for part in parts}:
+        parser.error(f"--parts: expected some of {', '.join(part.name for part in parts)}, got {', '.join(unknown)}")
+    deadline = begun + (options.seconds or (3600 if dry else 180 if options.second else 540)) - GRACE_SECONDS
+    for part in (part for part in parts if options.parts is None or part.name in options.parts):
+        left = deadline - time.monotonic()
+        if record["parts"].get(part.name, {}).get("status") == "passed":
+            pass
+        elif left < GRACE_SECONDS:
+            record["parts"][part.name] = {"status": "not begun: out of time", "seconds": 0, "commands": {}}
+        else:
+            # A rehearsal may share a small machine with others.
+            run_part(part, state, min(part.seconds * (5 if dry else 1), left), dry, record, log)
+        print(f"{part.name}: {record['parts'][part.name]['status']}", flush=True)
+        # After every part, so that a call which is cut short leaves what it has.
+        for folder in {target, state}:
+            (folder / f"{stem}.json").write_text(json.dumps(record, indent=1) + "\n")
+        (target / f"{stem}.md").write_text(summary(record, target / f"{stem}.json"))
+    print((target / f"{stem}.md").read_text())
+    return 0 if all(part["status"] in ("passed", "left out") for part in record["parts"].values()) else 1
 
 
 if __name__ == "__main__":

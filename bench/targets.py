@@ -1,253 +1,94 @@
 """What this project asks of its speed, and which recorded figures answer it: bench/report.py sets them side by side."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
 from itertools import product
 from typing import NamedTuple
 
-Record = dict
+from records import Figure
 
-DTYPES = ("bfloat16", "float32", "float16")
-BATCHES = (1, 16, 64, 256)
-
-
-class Reading(NamedTuple):
-    value: float
-    where: str
-
-
-class OnGpu(NamedTuple):
-    """A figure of a GPU record beside another of the same run, both from a cold cache; ``percent``: beside the copy.
-
-    ours, theirs: operation and provider. quantity: "faster" (their time over ours), "time", "memory" (ours over theirs)
-    or "percent".
-    """
-
-    part: str
-    ours: tuple[str, str]
-    theirs: tuple[str, str]
-    mode: str
-    dtype: str
-    batch: int
-    quantity: str
-
-    def read(self, record: Record) -> Reading | None:
-        """None where the record lacks one of the two."""
-        ours, theirs = self._figure(record, self.ours), self._figure(record, self.theirs)
-        if ours is None or theirs is None:
-            return None
-        times = ours["microseconds"]["median"], theirs["microseconds"]["median"]
-        if self.quantity == "memory" and None in (ours["peak_bytes"], theirs["peak_bytes"]):
-            return None
-        value = {
-            "faster": lambda: times[1] / times[0],
-            "time": lambda: times[0] / times[1],
-            "memory": lambda: ours["peak_bytes"] / max(theirs["peak_bytes"], 1),
-            "percent": lambda: ours["percent_of_copy"],
-        }[self.quantity]()
-        return Reading(value, f"{self.dtype}, B = {self.batch}")
-
-    def _figure(self, record: Record, contestant: tuple[str, str]) -> Record | None:
-        wanted = (*contestant, self.mode, self.dtype, self.batch, "cold")
-        names = ("operation", "provider", "mode", "dtype", "B", "cache")
-        figures = (record.get(self.part) or {}).get("records", ())
-        found = [f for f in figures if "microseconds" in f and tuple(f.get(name) for name in names) == wanted]
-        return found[0] if found else None
-
-
-class OnCpu(NamedTuple):
-    """Two contestants of a CPU record, by their ratios to the record's first, which were taken turn by turn.
-
-    quantity: "faster" (their time over ours) or "time" (ours over theirs).
-    """
-
-    kind: str
-    ours: str
-    theirs: str
-    mode: str | None
-    batch: int
-    quantity: str = "faster"
-
-    def read(self, record: Record) -> Reading | None:
-        """None where the record lacks one of the two."""
-        if kind_of(record) != self.kind:
-            return None
-        ratios = {
-            result["contestant"]: result[RATIOS[self.kind]]
-            for result in record["results"]
-            if result.get("mode") == self.mode and result["shape"].startswith(f"B={self.batch} ")
-        }
-        if not {self.ours, self.theirs} <= ratios.keys():
-            return None
-        faster = ratios[self.theirs] / ratios[self.ours]
-        return Reading(faster if self.quantity == "faster" else 1 / faster, f"{self.ours}, `{record['path']}`")
-
-
-class ByTheClock(NamedTuple):
-    """Seconds of a contestant of bench/cpu_picture.py, from a picture's pixels to a mask."""
-
-    contestant: str
-
-    def read(self, record: Record) -> Reading | None:
-        """None where the record has no such time."""
-        if kind_of(record) != "picture":
-            return None
-        for result in record["results"]:
-            if (result["what"], result["contestant"]) == ("encoder and decoder", self.contestant):
-                return Reading(result["median_ms"] / 1e3, f"{self.contestant}, `{record['path']}`")
-        return None
-
-
-RATIOS = {
-    "sampler": "times_slower_than_own",
-    "attention": "times_slower_than_fused",
-    "decoder": "times_the_first",
-    "picture": "times_plain_sam",
+# Unit -> whether at least that much is asked (otherwise at most), the fact that it needs, its value from both figures.
+_UNITS = {
+    "% of the copy": (True, "percent_of_copy", lambda ours, theirs: ours["percent_of_copy"]),
+    "x as fast": (True, "operation", lambda ours, theirs: ours.slower(theirs)),
+    "x its time": (False, "operation", lambda ours, theirs: 1 / ours.slower(theirs)),
+    "x its peak memory": (False, "peak_bytes", lambda ours, theirs: ours["peak_bytes"] / max(theirs["peak_bytes"], 1)),
+    "s": (False, "operation", lambda ours, theirs: ours.median),
 }
 
 
-def kind_of(record: Record) -> str:
-    """Which of bench/cpu_*.py wrote a CPU record."""
-    (kind,) = [kind for kind, ratio in RATIOS.items() if ratio in record["results"][0]]
-    return kind
+class Target(NamedTuple):
+    """A figure, or the worst of several sizes, beside a contestant of the same group; ``theirs`` None: for itself."""
 
-
-@dataclass(frozen=True)
-class Target:
     what: str
     against: str
     bound: float
-    at_least: bool  # otherwise at most
     unit: str
-    comparisons: tuple[OnGpu | OnCpu | ByTheClock, ...]  # all are to hold
+    operation: str
+    ours: str
+    theirs: str | None = None
+    mode: str = "forward"
+    dtypes: tuple[str, ...] = ("bfloat16",)
+    batches: tuple[int, ...] = (64,)
+    cache: str = "cold"
 
     @property
     def asked(self) -> str:
-        return f"{'>=' if self.at_least else '<='} {self.bound:g} {self.unit}"
+        return f"{'>=' if _UNITS[self.unit][0] else '<='} {self.bound:g} {self.unit}"
 
-    def readings(self, records: Iterable[Record]) -> list[Reading]:
-        """One a comparison, of the first record that has it."""
-        records = list(records)
-        found = []
-        for comparison in self.comparisons:
-            read = (comparison.read(record) for record in records)
-            found += [reading for reading in read if reading is not None][:1]
-        return found
-
-    def worst(self, readings: list[Reading]) -> Reading:
-        return (min if self.at_least else max)(readings, key=lambda reading: reading.value)
-
-    def holds(self, reading: Reading) -> bool:
-        return reading.value >= self.bound if self.at_least else reading.value <= self.bound
-
-
-_SAMPLER, _LAYER, _DECODER, _STEP = (
-    ("deformable_sample", "cuda"),
-    ("layer", "fused"),
-    ("decoder", "fused"),
-    ("training_step", "fused"),
-)
+    def outcome(self, figures: list[Figure], missing: str) -> tuple[str, str]:
+        """The worst value, with where it was taken, and whether the target is passed. ``figures``: of one machine."""
+        at_least, needed, value_of = _UNITS[self.unit]
+        facts = ("operation", "mode", "cache", "dtype", "B", "contestant")
+        known = [figure for figure in figures if figure[needed] is not None]
+        found = {tuple(figure[fact] for fact in facts): figure for figure in known}
+        sizes = list(product([self.operation], [self.mode], [self.cache], self.dtypes, self.batches))
+        pairs = [(found.get((*size, self.ours)), found.get((*size, self.theirs or self.ours))) for size in sizes]
+        values = [(value_of(*pair), pair[0]) for pair in pairs if None not in pair and pair[0].group == pair[1].group]
+        if not values:
+            return missing, ""
+        value, figure = (min if at_least else max)(values, key=lambda pair: pair[0])
+        where = f"{figure['dtype']}, B = {figure['B']}" + f", the worst of {len(values)}" * (len(sizes) > 1)
+        measured = f"{value:.3g} {self.unit} ({where})"
+        if not (value >= self.bound if at_least else value <= self.bound):
+            return measured, "**missed**"
+        is_whole = len(values) == len(sizes)
+        return measured, "passed" if is_whole else f"open: {len(values)} of {len(sizes)} sizes measured"
 
 
-def _sampler(mode: str, provider: str, quantity: str = "faster") -> tuple[OnGpu, ...]:
-    return (OnGpu("sampler", _SAMPLER, (_SAMPLER[0], provider), mode, "bfloat16", 64, quantity),)
+_EAGER, _COMPILED = "eager chain", "`torch.compile`"
+_PLAIN, _SAM = "plain SAM's attention, no plugin", "`segment_anything`'s decoder, no plugin"
+_SAMPLER, _LAYER = ("deformable_sample", "cuda"), ("layer", "fused")
+_DECODER, _STEP = ("decoder", "fused", "sam"), ("training_step", "fused", "eager", "step")
+_DTYPES = ("bfloat16", "float32", "float16")
+_ALL, _MANY = {"dtypes": _DTYPES, "batches": (1, 16, 64, 256)}, {"batches": (16, 64, 256)}
+_STEPS = {"dtypes": _DTYPES, "batches": (32,)}
+_FORWARD, _BACKWARD = "sampler forward, B = 64, bf16", "sampler backward, B = 64, bf16"
+_ATTENTION, _TRAINING = "plugin and attention, B = 16 to 256, bf16", "training step, cached embeddings, B = 32"
+_WHOLE = "stabilised decoder, B = 1 to 256"
 
-
-def _layer(operation: str, provider: str, batches: tuple[int, ...], quantity: str) -> tuple[OnGpu, ...]:
-    theirs = (operation, provider)
-    return tuple(OnGpu("attention", _LAYER, theirs, "forward", "bfloat16", batch, quantity) for batch in batches)
-
-
-def _decoder(quantity: str) -> tuple[OnGpu, ...]:
-    sizes = product(DTYPES, BATCHES)
-    return tuple(OnGpu("decoder", _DECODER, ("decoder", "sam"), "forward", *size, quantity) for size in sizes)
-
-
-def _step(quantity: str) -> tuple[OnGpu, ...]:
-    theirs = ("training_step", "eager")
-    return tuple(OnGpu("decoder", _STEP, theirs, "step", dtype, 32, quantity) for dtype in DTYPES)
-
-
-_PLAIN = "plain SAM's attention, no plugin"
-_SAM = "`segment_anything`'s decoder, no plugin"
-# The target asks for the sampler in bfloat16 at 64 prompts; where it names no size, that one is taken.
+# The sampler's targets name no size but one; that one, 64 prompts in bfloat16, is taken for all of them.
 GPU = (
-    Target(
-        "sampler forward, B = 64, bf16", "copy, ideal bytes", 85, True, "%", _sampler("forward", _SAMPLER[1], "percent")
-    ),
-    Target("sampler forward, B = 64, bf16", "eager chain", 4, True, "x as fast", _sampler("forward", "eager")),
-    Target(
-        "sampler forward, B = 64, bf16", "`torch.compile`", 1.3, True, "x as fast", _sampler("forward", "torch.compile")
-    ),
-    Target("sampler backward, B = 64, bf16", "eager chain", 5, True, "x as fast", _sampler("backward", "eager")),
-    Target(
-        "sampler backward, B = 64, bf16", "`torch.compile`", 4, True, "x as fast", _sampler("backward", "torch.compile")
-    ),
-    Target(
-        "plugin and attention, B = 64, bf16",
-        "eager chain",
-        5,
-        True,
-        "x as fast",
-        _layer("layer", "eager", (64,), "faster"),
-    ),
-    Target(
-        "plugin and attention, B = 16 to 256, bf16",
-        f"{_PLAIN}, eager",
-        1.0,
-        False,
-        "x its time",
-        _layer("plain", "eager", (16, 64, 256), "time"),
-    ),
-    Target(
-        "plugin and attention, B = 16 to 256, bf16",
-        f"{_PLAIN}, by SDPA",
-        1.2,
-        False,
-        "x its time",
-        _layer("plain", "sdpa", (16, 64, 256), "time"),
-    ),
-    Target("stabilised decoder, B = 1 to 256", _SAM, 1.0, False, "x its time", _decoder("time")),
-    Target("stabilised decoder, B = 1 to 256", _SAM, 1.0, False, "x its peak memory", _decoder("memory")),
-    Target("training step, cached embeddings, B = 32", "eager chain", 3, True, "x as fast", _step("faster")),
-    Target("training step, cached embeddings, B = 32", "eager chain", 0.5, False, "x its peak memory", _step("memory")),
+    Target(_FORWARD, "copy, ideal bytes", 85, "% of the copy", *_SAMPLER),
+    Target(_FORWARD, _EAGER, 4, "x as fast", *_SAMPLER, "eager"),
+    Target(_FORWARD, _COMPILED, 1.3, "x as fast", *_SAMPLER, "compile"),
+    Target(_BACKWARD, _EAGER, 5, "x as fast", *_SAMPLER, "eager", "backward"),
+    Target(_BACKWARD, _COMPILED, 4, "x as fast", *_SAMPLER, "compile", "backward"),
+    Target("plugin and attention, B = 64, bf16", _EAGER, 5, "x as fast", *_LAYER, "eager"),
+    Target(_ATTENTION, f"{_PLAIN}, eager", 1.0, "x its time", *_LAYER, "plain", **_MANY),
+    Target(_ATTENTION, f"{_PLAIN}, by SDPA", 1.2, "x its time", *_LAYER, "plain, sdpa", **_MANY),
+    Target(_WHOLE, _SAM, 1.0, "x its time", *_DECODER, **_ALL),
+    Target(_WHOLE, _SAM, 1.0, "x its peak memory", *_DECODER, **_ALL),
+    Target(_TRAINING, _EAGER, 3, "x as fast", *_STEP, **_STEPS),
+    Target(_TRAINING, _EAGER, 0.5, "x its peak memory", *_STEP, **_STEPS),
 )
-
-
-def _on_cpu(mode: str, batch: int) -> tuple[OnCpu, ...]:
-    return (OnCpu("sampler", "stable_sam_cuda", "eager", mode, batch),)
-
-
-_HEAD = " + offset head"  # the offset network's part of the plugin, which the attention's own figures leave out
+_ONE, _16 = ({"dtypes": ("float32",), "batches": (batch,), "cache": "warm"} for batch in (1, 16))
+_BOTH = ("deformable_sample", "cpu", "eager", "forward+backward")
+_PICTURE = "`sam_lite`, a picture of 1024 px, one box, encoder and decoder"
 CPU = (
-    Target("sampler forward, B = 1", "eager chain", 12, True, "x as fast", _on_cpu("forward", 1)),
-    Target("sampler forward, B = 16", "eager chain", 4, True, "x as fast", _on_cpu("forward", 16)),
-    Target("sampler forward and backward, B = 1", "eager chain", 5, True, "x as fast", _on_cpu("forward+backward", 1)),
-    Target(
-        "sampler forward and backward, B = 16", "eager chain", 3, True, "x as fast", _on_cpu("forward+backward", 16)
-    ),
-    Target(
-        "plugin and attention, B = 16",
-        "eager chain",
-        3,
-        True,
-        "x as fast",
-        tuple(OnCpu("attention", f"fused{head}", f"eager{head}", None, 16) for head in ("", _HEAD)),
-    ),
-    Target(
-        "plugin and attention, B = 16",
-        _PLAIN,
-        1.2,
-        False,
-        "x its time",
-        tuple(OnCpu("attention", f"fused{head}", "plain SAM", None, 16, "time") for head in ("", _HEAD)),
-    ),
-    Target(
-        "`sam_lite`, a picture of 1024 px, one box, encoder and decoder",
-        "the clock",
-        1,
-        False,
-        "s",
-        (ByTheClock("SAM"), ByTheClock("Stable-SAM")),
-    ),
+    Target("sampler forward, B = 1", _EAGER, 12, "x as fast", "deformable_sample", "cpu", "eager", **_ONE),
+    Target("sampler forward, B = 16", _EAGER, 4, "x as fast", "deformable_sample", "cpu", "eager", **_16),
+    Target("sampler forward and backward, B = 1", _EAGER, 5, "x as fast", *_BOTH, **_ONE),
+    Target("sampler forward and backward, B = 16", _EAGER, 3, "x as fast", *_BOTH, **_16),
+    Target("plugin and attention, B = 16", _EAGER, 3, "x as fast", *_LAYER, "eager", **_16),
+    Target("plugin and attention, B = 16", _PLAIN, 1.2, "x its time", *_LAYER, "plain", **_16),
+    Target(_PICTURE, "the clock", 1, "s", "set_image + predict", "fused", **_ONE),
 )
