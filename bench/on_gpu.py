@@ -39,6 +39,7 @@ LAYERS = [f"bench/test_{name}.py" for name in ("deformable_attention", "deformab
 MODELS = [f"bench/test_{name}.py" for name in ("decoder", "training_step", "predictor")]
 KERNELS = "regex:^(deformable|attention|offset_head|gather|pixels|sum_over|sum_alpha)"  # not PyTorch's own
 SECTIONS = [f"--section={name}" for name in ("SpeedOfLight", "Occupancy", "MemoryWorkloadAnalysis", "LaunchStats")]
+OUT_OF_TIME = re.compile("^SKIPPED .*out of time", re.MULTILINE)  # of groups of benchmarks that did not begin
 FAILURE = re.compile("^(FAILED|ERROR) |has failed PercentageRegressionCheck|ERROR SUMMARY: [1-9]")
 
 
@@ -71,9 +72,10 @@ def first_parts(dry: bool) -> list[Part]:
     marked = [str(path) for path in sorted(ROOT.glob("tests/**/test_*.py")) if "mark.gpu" in path.read_text()]
     whole = [path for path in marked if "end_to_end" in path]
     # Triton compiles on the host, so that several processes test sooner than one.
-    tests = pytest("-m", "gpu", *(["-n", "8"] if find_spec("xdist") and not dry else []))
+    several = ["-n", "8"] if find_spec("xdist") and not dry else []
+    tests, once = pytest("-m", "gpu", *several), bench(dry, LAYERS, "not compile", "--benchmark-disable")
     return [
-        Part("launches", 60, {"pytest": [*bench(dry, LAYERS, "not compile", "--benchmark-disable"), "--quick"]}),
+        Part("launches", 60, {"pytest": [*once, "--quick", *several]}),
         Part("kernels", 120, {"pytest": [*tests, *(path for path in marked if path not in whole)]}),
         Part("end_to_end", 60, {"pytest": [*tests, *whole]} if whole else {}),
         Part("layers", 120, {"bench": bench(dry, LAYERS, "bf16", "--benchmark-only")}),
@@ -90,13 +92,14 @@ def second_parts(dry: bool) -> list[Part]:
     checks["initcheck"] = [*check, "initcheck", *few, "--no-poison"]
     many = ["--seed", "1000", *(["--calls", "3", "--largest", "4"] if dry else ["--seconds", "30"])]
     checks |= {f"fuzz {name}": [*fuzz, "--backend", name, *many] for name in (("cpu",) if dry else ("cuda", "triton"))}
-    ncu = ["ncu", "--clock-control", "none", "--kernel-name", KERNELS, "--launch-count", "40", *SECTIONS]
+    ncu = ["ncu", "--clock-control", "none", "--kernel-name", KERNELS, "--launch-count", "60", *SECTIONS]
+    ncu += bench(dry, LAYERS, "bf16 and B64- and not warm", "--benchmark-disable")
     return [
         # Without the cache each tensor is an allocation of its own, and a step outside is seen.
         Part("sanitizer", 60, checks, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}),
         Part("more_layers", 60, {"bench": bench(dry, LAYERS, "not bf16", "--benchmark-only")}),
         Part("more_models", 45, {"bench": bench(dry, MODELS, "not bf16 and not predict", "--benchmark-only")}),
-        Part("profile", 30, {"ncu": [*ncu, *bench(dry, LAYERS, "bf16 and B64-", "--benchmark-disable")]}),
+        Part("profile", 40, {"ncu": ncu}),
     ]
 
 
@@ -138,6 +141,7 @@ def run_part(part: Part, state: Path, seconds: float, dry: bool, record: dict, l
             running.append((name, words, figures, output, subprocess.Popen(words, **options)))
     for name, words, figures, output, process in running:
         status, text = outcome(process, begun + seconds), output.read_text(errors="replace")
+        status = "out of time" if OUT_OF_TIME.search(text) and status == "passed" else status
         failures = [line.strip()[:400] for line in text.splitlines() if FAILURE.search(line)]
         commands[name] = {"status": status, "end": text.strip().rpartition("\n")[2][:200], "failures": failures}
         with log.open("a") as file:
