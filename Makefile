@@ -11,7 +11,8 @@
 #   make clean    remove what was built; the environment stays
 #   make distclean  remove the environment, too
 #
-# PYTHON=python3.12 chooses the interpreter of a new environment, VENV=dir its place.
+# PYTHON=python3.12 chooses the interpreter of a new environment, VENV=dir its place;
+# BENCH_OPTIONS="--compile --peak-memory" goes to the benchmarks on a CPU.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -52,7 +53,8 @@ bench: $(VENV)/.installed-dev
 	then status=0; for call in "" --second; do PYTHON=$(BIN)/python bench/on_gpu.sh $$call || status=1; done; \
 	exit $$status; \
 	else mkdir -p bench/results/cpu && \
-	$(BIN)/python -m pytest bench --benchmark-only --benchmark-json=$(CPU_RECORD) && echo "==> $(CPU_RECORD)"; fi
+	$(BIN)/python -m pytest bench --benchmark-only --benchmark-json=$(CPU_RECORD) $(BENCH_OPTIONS) && \
+	echo "==> $(CPU_RECORD)"; fi
 
 bench-quick: $(VENV)/.installed-dev
 	@echo "==> benchmarks, once and untimed"

@@ -84,7 +84,7 @@ def first_parts(dry: bool) -> list[Part]:
 
 
 def second_parts(dry: bool) -> list[Part]:
-    """What the first call has no time for."""
+    """What the first call has no time for, what it left unfinished of the most telling figures included."""
     fuzz = [sys.executable, "bench/fuzz.py"]
     check = ["compute-sanitizer", "--error-exitcode", "1", "--tool"]
     few = [*fuzz, "--calls", "25", "--largest", "9", "--seconds", "30"]
@@ -97,6 +97,7 @@ def second_parts(dry: bool) -> list[Part]:
     return [
         # Without the cache each tensor is an allocation of its own, and a step outside is seen.
         Part("sanitizer", 60, checks, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}),
+        *first_parts(dry)[-2:],
         Part("more_layers", 60, {"bench": bench(dry, LAYERS, "not bf16", "--benchmark-only")}),
         Part("more_models", 45, {"bench": bench(dry, MODELS, "not bf16 and not predict", "--benchmark-only")}),
         Part("profile", 40, {"ncu": ncu}),
@@ -104,9 +105,8 @@ def second_parts(dry: bool) -> list[Part]:
 
 
 def bench(dry: bool, files: list[str], selection: str, *options: str) -> list[str]:
-    """A rehearsal takes one size of each file."""
-    chosen = ["cpu", "-k", "forward and fp32 and not compile", "--quick"] if dry else ["cuda", "-k", selection]
-    return pytest(*files, *options, "--device", *chosen)
+    quick = ["--quick", "--device", "cpu", "-k", f"({selection}) and not compile and not backward"]
+    return pytest(*files, *options, *(quick if dry else ["--device", "cuda", "-k", selection]))
 
 
 def why_not(words: list[str], dry: bool) -> str | None:
@@ -134,6 +134,7 @@ def run_part(part: Part, state: Path, seconds: float, dry: bool, record: dict, l
         figures.unlink(missing_ok=True)
         if "--benchmark-only" in words:
             words = [*words, f"--benchmark-json={figures}", f"--seconds={seconds - GRACE_SECONDS}"]
+            words += [f"--deselect={benchmark['fullname']}" for benchmark in record["benchmarks"]]
             if (state / BASELINE).exists():
                 words += [f"--benchmark-compare={state / BASELINE}", "--benchmark-compare-fail=median:5%"]
         with output.open("w") as file:

@@ -76,7 +76,11 @@ def read(path: Path, shown: str) -> list[Figure]:
         for benchmark in content["benchmarks"]:
             stats, info = benchmark["stats"], benchmark["extra_info"]
             data = stats.get("data", ())
-            fifths = statistics.quantiles(data, n=5) if len(data) > 1 else (stats["q1"], 0, 0, stats["q3"])
+            fifths = (
+                statistics.quantiles(data, n=5, method="inclusive")
+                if len(data) > 1
+                else (stats["q1"], 0, 0, stats["q3"])
+            )
             times = stats["median"], fifths[0], fifths[3]
             figures.append(Figure(shown, content["datetime"], machine, info, *times))
             _ = info["operation"], info["contestant"]

@@ -13,7 +13,8 @@ from records import Figure, latest, read, slug, tables
 from targets import CPU, GPU, Target
 
 ROOT = Path(__file__).resolve().parents[1]
-FACTS = ("torch", "triton", "cuda", "python", "compiler", "multiprocessors", "l2_bytes", "allow_tf32")
+FACTS = {True: ("torch", "triton", "cuda", "python", "multiprocessors", "l2_bytes", "allow_tf32")}  # on a GPU
+FACTS[False] = ("torch", "python", "compiler")
 INTRODUCTION = """# Performance
 
 `make performance` writes this page from the records under `bench/results/`, which `make bench` makes.
@@ -60,7 +61,7 @@ def targets_table(targets: tuple[Target, ...], figures: list[Figure], missing: s
 def where_from(figure: Figure) -> str:
     """A figure's record, with the machine's state and the ceilings of that run."""
     machine = figure.machine
-    facts = [f"{name} {machine[name]}" for name in FACTS if machine.get(name) is not None]
+    facts = [f"{name} {machine[name]}" for name in FACTS[figure.is_gpu] if machine.get(name) is not None]
     if not figure.is_gpu:
         facts.append(f"load average before it {machine['load_average'][0]:.1f}")
     return (

@@ -143,8 +143,8 @@ def run_made_up(tmp_path: Path):
     (tmp_path / "test_made_up.py").write_text(MADE_UP)
     words = on_gpu.pytest("--benchmark-only", "-c", "/dev/null", "--rootdir", str(tmp_path), "-ra", str(tmp_path))
 
-    def run_made_up(seconds: float, *more: str) -> dict:
-        record: dict = {"parts": {}, "benchmarks": []}
+    def run_made_up(seconds: float, *more: str, record: dict | None = None) -> dict:
+        record = record or {"parts": {}, "benchmarks": []}
         part = on_gpu.Part("made_up", seconds, {"pytest": [*words, *more]})
         on_gpu.run_part(part, tmp_path, seconds, True, record, tmp_path / "all.log")
         return record
@@ -152,10 +152,13 @@ def run_made_up(tmp_path: Path):
     return run_made_up
 
 
-def test_what_is_interrupted_keeps_its_figures(run_made_up) -> None:
+def test_what_is_interrupted_keeps_its_figures_and_goes_on_behind_them(run_made_up) -> None:
     record = run_made_up(6)
     assert record["parts"]["made_up"]["status"] == "out of time"
     assert len(record["benchmarks"]) == 3
+    record = run_made_up(60, "-k", "right or wrong", record=record)
+    (facts,) = record["parts"]["made_up"]["commands"].values()
+    assert facts["end"].startswith("1 failed, 5 deselected") and len(record["benchmarks"]) == 3
 
 
 def test_failures_and_what_became_slower_are_named(run_made_up, tmp_path: Path) -> None:
