@@ -10,11 +10,13 @@ from segment_anything import SamPredictor
 from segment_anything.modeling import Sam
 from torch import Tensor, nn
 
-from stable_sam_cuda.sam.image_keys import in_float32
 from stable_sam_cuda.sam.prompt import Prompt, check_prompt, check_prompt_tensors
+from stable_sam_cuda.sam.prompt_encoding import encode_prompts
 from stable_sam_cuda.sam.shared_decoder import SINGLE_MASK, THREE_MASKS, decode
 
 PROMPT_KEYS = ("point_coords", "point_labels", "box", "mask_input")
+# Memory of a GPU for masks on their way to the host, which a batch of prompts shares: 20 prompts of a megapixel.
+UPSCALING_BYTES = 512 << 20
 Prediction = tuple[NDArray[Any], NDArray[np.float32], NDArray[np.float32]]
 
 
@@ -68,7 +70,8 @@ class StableSamPredictor(SamPredictor):
         if len(shape) != 4 or shape[:2] != (1, 3) or max(shape[2:]) != self._side():
             raise ValueError(f"transformed_image: expected (1, 3, H, W) of longer side {self._side()}, got {shape}")
         self.reset_image()
-        self.original_size = tuple(original_image_size)
+        height, width = original_image_size
+        self.original_size = (height, width)
         self.input_size = shape[2:]
         pixels = self.model.preprocess(transformed_image.to(self.device, torch.float32))
         self.features = self.model.image_encoder(pixels.to(_dtype(self.model.image_encoder)))
@@ -118,22 +121,23 @@ class StableSamPredictor(SamPredictor):
 
         Args:
             prompts: each with some of the keys point_coords, point_labels, box and mask_input, as in `predict`.
-            batch_size: most prompts decoded at a time, which bounds the memory.
+            batch_size: most prompts decoded at a time, which bounds the memory. The results of such a batch share
+                one array each for masks, scores and logits.
 
         Returns:
             One tuple a prompt, in the order of ``prompts``.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
-        checked = []
+        checked: list[Prompt] = []
         for index, prompt in enumerate(prompts):
             try:
                 checked.append(self._check(prompt))
             except (TypeError, ValueError) as error:
                 raise type(error)(f"prompts[{index}]: {error}") from error
         groups: dict[tuple[int, bool, bool], list[int]] = {}
-        for index, prompt in enumerate(checked):
-            groups.setdefault(prompt.kind, []).append(index)
+        for index, one in enumerate(checked):
+            groups.setdefault(one.kind, []).append(index)
         predictions: dict[int, Prediction] = {}
         for indices in groups.values():
             for start in range(0, len(indices), batch_size):
@@ -154,6 +158,12 @@ class StableSamPredictor(SamPredictor):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Masks for a batch of prompts of one kind, already in the frame of the resized picture.
 
+        On a CUDA device the host waits for nothing. So values are checked of tensors on the CPU alone: of a prompt on
+        the device that has NaN, infinity or an unknown label, scores and logits are NaN and the masks empty.
+
+        A CUDA graph can hold the call, once one before it has loaded what there is to load. It replays with what its
+        input tensors hold then, on the picture's ``features`` of its capture: capture anew after `set_image`.
+
         Args:
             point_coords: (B, N, 2). point_labels: (B, N), 1, 0, or -1 for SAM's padding point.
             boxes: (B, 4). mask_input: (B, 1, h, w).
@@ -164,7 +174,7 @@ class StableSamPredictor(SamPredictor):
 
         Raises:
             RuntimeError: no picture is set.
-            ValueError: no prompt, a wrong shape, NaN or infinity.
+            ValueError: no prompt, a wrong shape; in a tensor on the CPU NaN, infinity or an unknown label.
         """
         self._require_image()
         mask_size = self.model.prompt_encoder.mask_input_size
@@ -175,21 +185,17 @@ class StableSamPredictor(SamPredictor):
     @torch.no_grad()
     def _predict(self, prompts: list[Prompt], multimask_output: bool, return_logits: bool) -> list[Prediction]:
         """Predictions for checked prompts of one kind."""
-        points, labels, boxes, masks = (
-            None if getattr(prompts[0], name) is None else np.stack([getattr(prompt, name) for prompt in prompts])
-            for name in ("points", "labels", "box", "mask")
+        points, boxes = _stacked([prompt.points for prompt in prompts]), _stacked([prompt.box for prompt in prompts])
+        labels, masks = _stacked([prompt.labels for prompt in prompts]), _stacked([prompt.mask for prompt in prompts])
+        logits, scores = self._decode(
+            None if points is None else torch.as_tensor(self.transform.apply_coords(points, self.original_size)),
+            None if labels is None else torch.as_tensor(labels),
+            None if boxes is None else torch.as_tensor(self.transform.apply_boxes(boxes, self.original_size)),
+            None if masks is None else torch.as_tensor(masks),
+            multimask_output,
         )
-        if points is not None:
-            points = torch.as_tensor(self.transform.apply_coords(points, self.original_size))
-        if boxes is not None:
-            boxes = torch.as_tensor(self.transform.apply_boxes(boxes, self.original_size))
-        labels, masks = (None if array is None else torch.as_tensor(array) for array in (labels, masks))
-        logits, scores = self._decode(points, labels, boxes, masks, multimask_output)
-        return [
-            # One at a time: at the original size the masks of a whole batch may not fit into memory.
-            (self._upscale(one[None], return_logits)[0].cpu().numpy(), score.cpu().numpy(), one.cpu().numpy())
-            for one, score in zip(logits, scores, strict=True)
-        ]
+        upscaled = self._upscale_to_host(logits, return_logits)
+        return list(zip(upscaled.numpy(), scores.cpu().numpy(), logits.cpu().numpy(), strict=True))
 
     def _decode(
         self,
@@ -200,17 +206,42 @@ class StableSamPredictor(SamPredictor):
         multimask_output: bool,
     ) -> tuple[Tensor, Tensor]:
         """Low-resolution logits (B, M, h, w) and predicted IoU (B, M), both float32."""
-        points, boxes, masks = (
-            None if tensor is None else tensor.to(self.device, torch.float32) for tensor in (points, boxes, masks)
-        )
-        encoder = in_float32(self.model.prompt_encoder)
-        sparse, dense = encoder(
-            points=None if points is None else (points, labels.to(self.device, torch.int)), boxes=boxes, masks=masks
+        sparse, dense = encode_prompts(
+            self.model.prompt_encoder,
+            points=self._on_device(points, torch.float32),
+            labels=self._on_device(labels),
+            boxes=self._on_device(boxes, torch.float32),
+            masks=self._on_device(masks, torch.float32),
         )
         logits, scores = decode(
             self.model, self.features, sparse, dense, THREE_MASKS if multimask_output else SINGLE_MASK
         )
         return logits.float(), scores.float()
+
+    def _on_device(self, tensor: Tensor | None, dtype: torch.dtype | None = None) -> Tensor | None:
+        if tensor is None:
+            return None
+        # The host need not wait for a copy of ordinary memory, which is read before the call returns. Pinned memory is
+        # read later, when its owner may have written something else into it.
+        to_gpu = tensor.device.type == "cpu" and self.device.type == "cuda"
+        return tensor.to(self.device, dtype or tensor.dtype, non_blocking=to_gpu and not tensor.is_pinned())
+
+    def _upscale_to_host(self, logits: Tensor, return_logits: bool) -> Tensor:
+        """`_upscale` on the CPU, of as many prompts at a time as a GPU has memory for."""
+        shape = (*logits.shape[:2], *self.original_size)
+        masks = torch.empty(shape, dtype=torch.float32 if return_logits else torch.bool)
+        at_a_time = self._prompts_at_a_time(logits.shape[1])
+        for some, place in zip(logits.split(at_a_time), masks.split(at_a_time), strict=True):
+            place.copy_(self._upscale(some, return_logits))
+        return masks
+
+    def _prompts_at_a_time(self, masks: int) -> int:
+        """How many prompts of so many masks are upscaled together: on a CPU, which has no copies to save, one."""
+        if self.device.type == "cpu":
+            return 1
+        height, width = self.original_size
+        # Logits of SAM's input size and of the picture's, and what is above the threshold.
+        return max(1, UPSCALING_BYTES // (masks * (4 * self._side() ** 2 + 5 * height * width)))
 
     def _upscale(self, logits: Tensor, return_logits: bool) -> Tensor:
         masks = self.model.postprocess_masks(logits, self.input_size, self.original_size)
@@ -232,6 +263,12 @@ class StableSamPredictor(SamPredictor):
 
     def _side(self) -> int:
         return self.model.image_encoder.img_size
+
+
+def _stacked(arrays: Sequence[NDArray[Any] | None]) -> NDArray[Any] | None:
+    """Arrays of prompts of one kind, which all have this one or all have not."""
+    given = [array for array in arrays if array is not None]
+    return np.stack(given) if given else None
 
 
 def _dtype(module: nn.Module) -> torch.dtype:

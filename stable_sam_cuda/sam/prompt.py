@@ -1,7 +1,7 @@
 """Checks of prompts as users give them: one by one as arrays, or a batch as tensors."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -68,6 +68,9 @@ def check_prompt_tensors(
 ) -> None:
     """Check a batch of prompts of one kind: points (B, N, 2), labels (B, N), boxes (B, 4), masks (B, 1, h, w).
 
+    Values are checked of tensors on the CPU alone, since elsewhere the host would wait for the device; there
+    `encode_prompts` makes of a bad value a NaN that reaches all of the prompt's results.
+
     Raises:
         ValueError: no prompt at all, a wrong shape, NaN or infinity, a label other than 0, 1 and -1 (padding).
     """
@@ -85,10 +88,17 @@ def check_prompt_tensors(
         got = None if tensor is None else tuple(tensor.shape)
         if got != shape and (tensor is not None or required):
             raise ValueError(f"{name}: expected shape {shape}, got {got}")
-        if tensor is not None and not torch.isfinite(tensor).all():
+        if _is_readable(tensor) and not torch.isfinite(tensor).all():
             raise ValueError(f"{name}: expected finite numbers, got NaN or infinity")
-    if labels is not None and not ((labels == 1) | (labels == 0) | (labels == -1)).all():
-        raise ValueError(f"point_labels: expected 1, 0 or -1 (padding), got {labels.unique().tolist()}")
+    if _is_readable(labels):
+        wide = labels.double()  # in 8 bits 255 is equal to -1
+        if not ((wide == 1) | (wide == 0) | (wide == -1)).all():
+            raise ValueError(f"point_labels: expected 1, 0 or -1 (padding), got {labels.unique().tolist()}")
+
+
+def _is_readable(tensor: Tensor | None) -> TypeGuard[Tensor]:
+    """Whether its values can be had without waiting for a device."""
+    return tensor is not None and tensor.device.type == "cpu"
 
 
 def _check_points(

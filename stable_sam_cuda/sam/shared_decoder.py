@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from stable_sam_cuda.modules.plain_module import is_plain
 from stable_sam_cuda.sam.image_attention import Projected, add_attention_to_tokens, attend_to_image
-from stable_sam_cuda.sam.image_keys import BlockPosition, Position, dense_pe, position_of, project_image
+from stable_sam_cuda.sam.image_keys import BlockPosition, Position, position_of, project_image
+from stable_sam_cuda.sam.prompt_encoding import dense_pe
 from stable_sam_cuda.sam.shared_sampling import SharedSampling, attend_to_shared, share_sampling
 from stable_sam_cuda.sam.stable_block import OUTPUT_TOKEN_INDEX, StableTwoWayAttentionBlock, attend_among_tokens
 from stable_sam_cuda.sam.upscaling import mask_logits

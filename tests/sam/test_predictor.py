@@ -6,7 +6,10 @@ import torch
 from segment_anything import SamAutomaticMaskGenerator, SamPredictor
 from tolerances import DECODER, assert_matches
 
+from stable_sam_cuda import DeformableSampler
 from stable_sam_cuda.sam import StableSamPredictor, plugin_of, stabilize
+from stable_sam_cuda.sam import prompt as prompt_checks
+from stable_sam_cuda.sam.predictor import UPSCALING_BYTES
 
 BOX = np.array([20, 15, 80, 75])
 POINT = {"point_coords": np.array([[50, 45]]), "point_labels": np.array([1])}
@@ -79,6 +82,64 @@ def test_a_ragged_batch_is_its_prompts_one_by_one(predictor, batch_size):
         for one, other in zip(result, predictor.predict(**prompt, return_logits=True), strict=True):
             assert one.dtype == np.float32
             np.testing.assert_allclose(one, other, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("at_a_time", [1, 2, 16])
+@pytest.mark.parametrize("return_logits", [False, True], ids=["masks", "logits"])
+def test_masks_upscaled_together_are_those_upscaled_alone(predictor, monkeypatch, at_a_time, return_logits):
+    prompts = [{"box": BOX + shift} for shift in range(5)]
+    expected = predictor.predict_batch(prompts, return_logits=return_logits)
+    monkeypatch.setattr(predictor, "_prompts_at_a_time", lambda masks: at_a_time)
+    for found, alone in zip(predictor.predict_batch(prompts, return_logits=return_logits), expected, strict=True):
+        for one, other in zip(found, alone, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+def test_a_gpu_upscales_what_its_memory_is_for(predictor, monkeypatch):
+    monkeypatch.setattr(StableSamPredictor, "device", torch.device("cuda"))
+    assert predictor._prompts_at_a_time(3) > 100
+    predictor.original_size = (3000, 4000)
+    bytes_a_mask = 4 * 128**2 + 5 * 12_000_000
+    assert predictor._prompts_at_a_time(3) == UPSCALING_BYTES // (3 * bytes_a_mask) == 2
+    predictor.original_size = (30_000, 40_000)
+    assert predictor._prompts_at_a_time(3) == 1
+
+
+BAD_VALUES = {
+    "nan point": ("point_coords", torch.nan),
+    "infinite point": ("point_coords", torch.inf),
+    "label": ("point_labels", 3.0),
+    "nan label": ("point_labels", torch.nan),
+    "nan box": ("boxes", torch.nan),
+    "infinite box": ("boxes", -torch.inf),
+    "nan mask": ("mask_input", torch.nan),
+    "infinite mask": ("mask_input", torch.inf),
+}
+
+
+@pytest.mark.parametrize("blocks", [0, 1, 2], ids=["plain", "one-block", "both-blocks"])
+@pytest.mark.parametrize(("name", "value"), BAD_VALUES.values(), ids=BAD_VALUES)
+def test_bad_values_on_a_gpu_give_nan(sam, picture, monkeypatch, blocks, name, value):
+    """There they cannot be refused without a wait. One prompt's do not touch the others'."""
+    if blocks:
+        stabilize(sam, DeformableSampler(blocks=blocks))
+    predictor = StableSamPredictor(sam)
+    predictor.set_image(picture)
+    given = {
+        "point_coords": torch.full((3, 1, 2), 50.0),
+        "point_labels": torch.ones(3, 1),
+        "boxes": torch.tensor([[10.0, 20, 90, 80]]).repeat(3, 1),
+        "mask_input": torch.randn(3, 1, 32, 32),
+    }
+    expected = predictor.predict_torch(**given)
+    given[name][1].view(-1)[0] = value
+    monkeypatch.setattr(prompt_checks, "_is_readable", lambda tensor: False)
+    masks, scores, logits = predictor.predict_torch(**given)
+    assert scores[1].isnan().all()
+    assert logits[1].isnan().all()
+    assert not masks[1].any()
+    for found, before in zip((masks, scores, logits), expected, strict=True):
+        assert torch.equal(found[[0, 2]], before[[0, 2]])
 
 
 def test_batches_pass_the_output_options_on(predictor):
@@ -220,6 +281,10 @@ def test_bad_batches_are_named(predictor, prompts, error, message):
         ),
         ({"point_coords": torch.zeros(2, 1, 2), "point_labels": torch.full((2, 1), 2)}, r"point_labels: .* got \[2\]"),
         (
+            {"point_coords": torch.zeros(2, 1, 2), "point_labels": torch.full((2, 1), 255, dtype=torch.uint8)},
+            r"point_labels: .* got \[255\]",
+        ),
+        (
             {"point_coords": torch.full((2, 1, 2), torch.nan), "point_labels": torch.ones(2, 1)},
             "point_coords: expected finite",
         ),
@@ -230,7 +295,7 @@ def test_bad_batches_are_named(predictor, prompts, error, message):
             r"mask_input: expected shape \(2, 1, 32, 32\)",
         ),
     ],
-    ids=["empty", "no-labels", "no-points", "points-2d", "label", "nan-point", "box-1d", "inf-box", "batches"],
+    ids=["empty", "no-labels", "no-points", "points-2d", "label", "byte", "nan-point", "box-1d", "inf-box", "batches"],
 )
 def test_bad_tensors_are_named(predictor, tensors, message):
     with pytest.raises(ValueError, match=message):
