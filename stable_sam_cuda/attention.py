@@ -101,7 +101,8 @@ def deformable_attention(
     q = F.linear(queries, q_weight, q_bias).unflatten(-1, (num_heads, -1)).expand(batch, -1, -1, -1)
     if fused:
         heads = _absorbed(chosen, dtype, q, maps, k_weight, v_weight, v_bias, float(max_offset))
-        heads = heads + k_bias[:0].sum()  # 0, and a gradient of exact zeros
+        if k_bias.requires_grad and torch.is_grad_enabled():
+            heads = heads + k_bias[:0].sum()  # 0, and a gradient of exact zeros
     else:
         heads = _projected(chosen, q, maps, k_weight, k_bias, v_weight, v_bias, float(max_offset))
     return F.linear(heads, out_weight, out_bias)

@@ -64,8 +64,9 @@ def path_of(sampler: DeformableSampler, queries: Tensor) -> AttentionPath:
     """
     if not is_plain(sampler, DeformableSampler) or sampler.amplitude_head is not None:
         return AttentionPath.SAMPLED
-    parameters = (queries, *sampler.parameters())
-    gradients = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters)
+    gradients = torch.is_grad_enabled() and (
+        queries.requires_grad or any(parameter.requires_grad for parameter in sampler.parameters())
+    )
     path = choose_path(sampler.backend, queries.device, autocast_dtype(queries), gradients=gradients)
     if path is AttentionPath.FUSED and queries.shape[1] > MOST_FUSED_QUERIES:
         warn_unfused(f"more than {MOST_FUSED_QUERIES} queries")

@@ -2,8 +2,6 @@
 
 from torch import nn
 
-_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
-
 
 def is_plain(module: nn.Module, *classes: type[nn.Module]) -> bool:
     """Whether ``module`` is of one of ``classes`` itself, without hooks and without a forward of its own.
@@ -11,7 +9,11 @@ def is_plain(module: nn.Module, *classes: type[nn.Module]) -> bool:
     LoRA layers, adapters, parametrisations and quantised layers are of another class; so whoever computes with the
     parameters of a plain module computes what a call of it would.
     """
-    return type(module) in classes and "forward" not in vars(module) and not any(getattr(module, n) for n in _HOOKS)
+    if type(module) not in classes or "forward" in vars(module):
+        return False
+    return not (
+        module._forward_pre_hooks or module._forward_hooks or module._backward_pre_hooks or module._backward_hooks
+    )
 
 
 def all_plain(modules: tuple[nn.Module, ...], *classes: type[nn.Module]) -> bool:

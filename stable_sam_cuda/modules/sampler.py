@@ -111,7 +111,9 @@ class DeformableSampler(nn.Module):
 
         Without a router they are 1 and 0.
         """
-        return output_token.new_tensor([[1.0, 0.0]]) if self.router is None else self.router(output_token)
+        if self.router is None:
+            return torch.eye(1, 2, dtype=output_token.dtype, device=output_token.device)
+        return self.router(output_token)
 
     def deformed(self, image_features: Tensor) -> Tensor:
         """What `forward` blends with x by alpha: x* at the displaced locations, amplitude included. It knows no prompt.
