@@ -1,9 +1,5 @@
 """The compiled CPU sampled_attention against the reference in float64, results and gradients, on poisoned memory."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 from attention_cases import (
@@ -17,6 +13,8 @@ from attention_cases import (
 from torch import Tensor
 
 import stable_sam_cuda
+
+pytestmark = pytest.mark.usefixtures("two_threads")
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 OPERATIONS = torch.ops.stable_sam_cuda
@@ -167,31 +165,3 @@ def test_the_attention_of_sam(tokens: int) -> None:
         for backend in ("cpu", "reference")
     ]
     assert_attention_matches("output", outputs[0], outputs[1], torch.float32)
-
-
-ON_ONE_INSTRUCTION_SET = """
-import sys
-sys.path[:0] = ["tests", "tests/ops"]
-import torch
-import test_cpu_attention as tests
-import test_cpu_attention_limits as limits
-from stable_sam_cuda import _extension
-
-for case in tests.by_name("several_tiles", "136_rows", "sam_channels", "one_channel", "17_channels", "one_image"):
-    for dtype in tests.DTYPES:
-        tests.check(case, dtype)
-limits.test_saturated_heads_are_finite(torch.float32, 1e37)
-limits.test_a_nan_offset_poisons_its_prompt_alone(torch.float32)
-print(_extension.cpu_instruction_set())
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("capability", "allowed"), [("default", {"baseline"}), ("avx2", {"baseline", "avx2"})])
-def test_every_instruction_set_is_exact(capability: str, allowed: set[str]) -> None:
-    environment = {**os.environ, "ATEN_CPU_CAPABILITY": capability, "PYTHONPATH": os.getcwd()}
-    done = subprocess.run(
-        [sys.executable, "-c", ON_ONE_INSTRUCTION_SET], env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split()[-1] in allowed

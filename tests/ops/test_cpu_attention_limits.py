@@ -12,6 +12,8 @@ from attention_cases import (
 from tolerances import Tolerance, assert_matches
 from torch import Tensor
 
+pytestmark = pytest.mark.usefixtures("two_threads")
+
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 OPERATIONS = torch.ops.stable_sam_cuda
 EVERY = 63

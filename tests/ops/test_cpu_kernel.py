@@ -1,9 +1,6 @@
 """The compiled CPU kernels against the reference in float64: output and every gradient, on poisoned memory."""
 
 import itertools
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -21,7 +18,9 @@ from sample_inputs import (
 from tolerances import BACKWARD, FORWARD, SUMMED_AFTER_ROUNDING, assert_matches
 from torch import Tensor
 
-from stable_sam_cuda import Backend, _extension, backends
+from stable_sam_cuda import Backend, backends
+
+pytestmark = pytest.mark.usefixtures("two_threads")
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 OPERATIONS = torch.ops.stable_sam_cuda
@@ -147,56 +146,3 @@ def test_tanh_is_exact_to_the_last_places(dtype: torch.dtype) -> None:
     inside = exact.abs() < 1 - unit  # beyond, the location is the border itself
     slopes = gradient[:, 0, 0, 1].double()
     assert (slopes - (1 - exact.square()))[inside].abs().max() <= 4 * unit
-
-
-# Run for each instruction set in a process of its own. Every bit pattern of a half type must go through the op
-# unchanged where the weight of its pixel is 1, and sums must round to nearest.
-ON_ONE_INSTRUCTION_SET = """
-import sys
-sys.path.insert(0, "tests")
-import torch
-from sample_inputs import by_name, make_grad_output, make_inputs, output_and_gradients, truth
-from tolerances import BACKWARD, FORWARD, assert_matches
-from stable_sam_cuda import _extension, deformable_sample
-
-for dtype in (torch.float16, torch.bfloat16):
-    still = torch.zeros(1, 2, 1, 1, dtype=dtype)
-    features = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(dtype).view(1, 2**16, 1, 1)
-    output = deformable_sample(features, still, max_offset=0.0)
-    finite = features.isfinite()
-    assert torch.equal(output[finite], features[finite]), dtype
-    assert output[~finite].isnan().all(), dtype  # infinity times the weight 0 of the other taps
-    values = (torch.rand(1, 4099, 1, 1) * torch.logspace(-9, 4, 4099).view(1, -1, 1, 1)).to(dtype)
-    alpha = torch.tensor([[0.3, 0.7]], dtype=dtype)
-    output = deformable_sample(values, still, max_offset=0.0, identity=values, alpha=alpha)
-    expected = (values.float() * alpha[0, 0].float() + values.float() * alpha[0, 1].float()).to(dtype)
-    places = (output.view(torch.int16).int() - expected.view(torch.int16).int()).abs().max().item()
-    assert places <= 1, (dtype, places)
-
-for case in by_name("channel_amplitude", "33_channels", "max_offset_2.7", "no_prompts_one_image"):
-    for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
-        inputs, grad_output = make_inputs(case, dtype), make_grad_output(case, dtype)
-        expected, expected_gradients = truth(inputs, case.max_offset, grad_output)
-        output, gradients = output_and_gradients(
-            torch.ops.stable_sam_cuda.deformable_sample, inputs, case.max_offset, grad_output)
-        assert_matches("output", output, expected, FORWARD[dtype])
-        for name in ("features", "identity"):
-            assert_matches(name, gradients[name], expected_gradients[name], BACKWARD[dtype])
-print(_extension.cpu_instruction_set())
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("capability", "allowed"), [("default", {"baseline"}), ("avx2", {"baseline", "avx2"})])
-def test_every_instruction_set_is_exact(capability: str, allowed: set[str]) -> None:
-    """PyTorch's own variable limits the kernels too; all other tests run the best this processor has."""
-    environment = {**os.environ, "ATEN_CPU_CAPABILITY": capability, "PYTHONPATH": os.getcwd()}
-    done = subprocess.run(
-        [sys.executable, "-c", ON_ONE_INSTRUCTION_SET], env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split()[-1] in allowed
-
-
-def test_the_instruction_set_in_use_is_known() -> None:
-    assert _extension.cpu_instruction_set() in _extension.build_info()["libraries"]["_ops_cpu"]["instruction_sets"]

@@ -1,9 +1,5 @@
 """The compiled CPU offset_head against the reference in float64: output and every gradient, on poisoned memory."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 from head_cases import HEAD_NAMES, HeadCase, head_truth, make_head_inputs, run_and_differentiate
@@ -12,6 +8,8 @@ from torch import Tensor
 
 from stable_sam_cuda import offset_head
 from stable_sam_cuda.ops import reference
+
+pytestmark = pytest.mark.usefixtures("two_threads")
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 OPERATIONS = torch.ops.stable_sam_cuda
@@ -209,33 +207,6 @@ def test_the_raw_backward_refuses_a_wrong_gradient(shape: tuple[int, ...]) -> No
     inputs, _ = make_head_inputs(HeadCase("good"), torch.float32, normalised=True)
     with pytest.raises(RuntimeError, match="grad_output: expected"):
         OPERATIONS.offset_head_backward(torch.zeros(shape), *inputs.values(), 1e-6, EVERY)
-
-
-ON_ONE_INSTRUCTION_SET = """
-import sys
-sys.path[:0] = ["tests", "tests/ops"]
-import torch
-import test_cpu_offset_head as tests
-from stable_sam_cuda import _extension
-
-for case in tests.CASES:
-    if case.name in ("plain", "17_channels", "one_channel", "several_bands", "sam_channels"):
-        for dtype in tests.DTYPES:
-            tests.check(case, dtype)
-tests.test_gelu_is_exact_to_the_last_places(torch.float32)
-print(_extension.cpu_instruction_set())
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("capability", "allowed"), [("default", {"baseline"}), ("avx2", {"baseline", "avx2"})])
-def test_every_instruction_set_is_exact(capability: str, allowed: set[str]) -> None:
-    environment = {**os.environ, "ATEN_CPU_CAPABILITY": capability, "PYTHONPATH": os.getcwd()}
-    done = subprocess.run(
-        [sys.executable, "-c", ON_ONE_INSTRUCTION_SET], env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split()[-1] in allowed
 
 
 def test_the_reference_is_differentiable_twice_and_the_kernels_say_so() -> None:
