@@ -78,8 +78,8 @@ def first_parts(dry: bool) -> list[Part]:
         Part("launches", 60, {"pytest": [*once, "--quick", *several]}),
         Part("kernels", 120, {"pytest": [*tests, *(path for path in marked if path not in whole)]}),
         Part("end_to_end", 60, {"pytest": [*tests, *whole]} if whole else {}),
-        Part("layers", 120, {"bench": bench(dry, LAYERS, "bf16", "--benchmark-only")}),
-        Part("models", 90, {"bench": bench(dry, MODELS, "bf16 or predict", "--benchmark-only")}),
+        Part("layers", 150, {"bench": bench(dry, LAYERS, "bf16 and not warm", "--benchmark-only")}),
+        Part("models", 90, {"bench": bench(dry, MODELS, "not warm and (bf16 or predict)", "--benchmark-only")}),
     ]
 
 
@@ -94,12 +94,13 @@ def second_parts(dry: bool) -> list[Part]:
     checks |= {f"fuzz {name}": [*fuzz, "--backend", name, *many] for name in (("cpu",) if dry else ("cuda", "triton"))}
     ncu = ["ncu", "--clock-control", "none", "--kernel-name", KERNELS, "--launch-count", "60", *SECTIONS]
     ncu += bench(dry, LAYERS, "bf16 and B64- and not warm", "--benchmark-disable")
+    rest = "(not bf16 and not warm) or (bf16 and warm and B64-)"
     return [
         # Without the cache each tensor is an allocation of its own, and a step outside is seen.
         Part("sanitizer", 60, checks, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}),
         *first_parts(dry)[-2:],
-        Part("more_layers", 60, {"bench": bench(dry, LAYERS, "not bf16", "--benchmark-only")}),
-        Part("more_models", 45, {"bench": bench(dry, MODELS, "not bf16 and not predict", "--benchmark-only")}),
+        Part("more_layers", 60, {"bench": bench(dry, LAYERS, rest, "--benchmark-only")}),
+        Part("more_models", 45, {"bench": bench(dry, MODELS, f"not predict and ({rest})", "--benchmark-only")}),
         Part("profile", 40, {"ncu": ncu}),
     ]
 
