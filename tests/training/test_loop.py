@@ -1,8 +1,4 @@
-"""Training: it learns, resumes bit for bit, and is the same on two processes as on one."""
-
-import os
-import subprocess
-import sys
+"""Training: it learns, and resumes bit for bit."""
 
 import pytest
 import torch
@@ -17,56 +13,6 @@ from stable_sam_cuda.training.loop import PluginTrainer
 from stable_sam_cuda.training.methods import ENCODER_METHODS, METHODS, install_method
 from stable_sam_cuda.training.options import TrainingOptions
 from stable_sam_cuda.training.sources import CachedPictures, EncodedPictures
-
-WORKER = """
-import sys, torch
-from pathlib import Path
-from torch import distributed
-sys.path.insert(0, {tests!r})
-from stable_sam_cuda.sam.lite import new_sam_lite
-from stable_sam_cuda.training.dataset import find_masked_images
-from stable_sam_cuda.training.embeddings import EmbeddingCache
-from stable_sam_cuda.training.loop import PluginTrainer
-from stable_sam_cuda.training.methods import install_method
-from stable_sam_cuda.training.options import TrainingOptions
-from stable_sam_cuda.training.sources import CachedPictures
-torch.set_num_threads(1)
-torch.manual_seed(0)
-sam = new_sam_lite("lite0", 64)
-samples = find_masked_images(Path({data!r}))
-cache = EmbeddingCache(Path({cache!r}), sam, samples)
-cache.fill()
-parameters = install_method(sam, "stable")
-if {processes} > 1:
-    distributed.init_process_group(
-        "gloo", init_method="file://{out}.store", rank=int(sys.argv[1]), world_size={processes}
-    )
-options = TrainingOptions(epochs=2, images=4, checkpoint_every=1)
-trainer = PluginTrainer(sam, parameters, CachedPictures(sam, cache), Path({out!r}), options)
-trainer.resume()
-trainer.run(lambda record: print(record["step"], record["loss"], record["iou"], flush=True))
-if trainer.rank == 0:
-    torch.save(dict((name, value.detach()) for name, value in parameters.items()), {out!r} + "/final.pt")
-"""
-
-
-def start_worker(data, cache, out, processes=1, rank=0):
-    script = WORKER.format(tests=os.getcwd(), data=str(data), cache=str(cache), out=str(out), processes=processes)
-    command = [sys.executable, "-c", script, str(rank)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-
-
-def finished(worker):
-    output, _ = worker.communicate(timeout=300)
-    assert worker.returncode == 0
-    return output
-
-
-@pytest.fixture(scope="module")
-def reference_run(picture_folder, tmp_path_factory):
-    """Folder and output of an uninterrupted run."""
-    folder = tmp_path_factory.mktemp("reference")
-    return folder, finished(start_worker(picture_folder, folder / "cache", folder / "run"))
 
 
 def trainer_for(sam, method, picture_folder, tmp_path, **options):
@@ -105,21 +51,6 @@ def test_loss_falls(small_sam, picture_folder, tmp_path):
 def test_killed_and_resumed_runs_of_the_verb_end_with_the_same_bits(tmp_path):
     """Two kills, the second in the writing of a checkpoint; `kill_and_resume.py` itself makes it twenty."""
     assert compare(tmp_path, kills=2)[0]
-
-
-@pytest.mark.slow
-def test_two_processes_train_as_one(reference_run, picture_folder, tmp_path):
-    folder, output = reference_run
-    workers = [start_worker(picture_folder, folder / "cache", tmp_path / "run", 2, rank) for rank in range(2)]
-    outputs = [finished(worker) for worker in workers]
-    assert outputs[0] == outputs[1]
-    expected = [[float(word) for word in line.split()] for line in output.splitlines()]
-    found = [[float(word) for word in line.split()] for line in outputs[0].splitlines()]
-    torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=1e-4, atol=1e-5)
-    one = torch.load(folder / "run" / "final.pt", weights_only=True)
-    two = torch.load(tmp_path / "run" / "final.pt", weights_only=True)
-    for name in one:
-        torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=2e-4)
 
 
 def test_gradients_do_not_depend_on_the_number_of_pictures_accumulated_at_once(small_sam, picture_folder, tmp_path):

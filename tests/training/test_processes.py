@@ -1,4 +1,4 @@
-"""Two processes are one: gradients, figures and embeddings, with uneven objects and accumulated groups."""
+"""Two processes are one: gradients, steps and embeddings, with uneven objects and accumulated groups."""
 
 import os
 import subprocess
@@ -49,26 +49,43 @@ for name, options in {"large": {"images": 6}, "accumulated": {"images": 2, "accu
     kept = [len(trainer._chosen(trainer.source.example(i).masks, torch.Generator())) for i in trainer._pictures(0)]
     gradients = {key: value.grad.clone() for key, value in parameters.items()}
     found[name] = {"record": record, "gradients": gradients, "objects": kept}
+sam = fresh_sam()
+parameters = install_method(sam, "stable")
+options = TrainingOptions(epochs=2, images=4, checkpoint_every=1)
+trainer = PluginTrainer(sam, parameters, CachedPictures(sam, cache), out / "steps", options)
+found["steps"] = []
+trainer.run(lambda record: found["steps"].append([record["step"], record["loss"], record["iou"]]))
+found["trained"] = {name: value.detach() for name, value in parameters.items()}
 run = TrainingRun(images=2, occlusions=0, checkpoint_every=2, time_budget=None)
 found["run"] = train_method(samples, fresh_sam(), run, out / "run")
-if rank == 0:
-    torch.save(found, out / "found.pt")
+torch.save(found, out / f"found_{rank}.pt")
 """
 
 
 def results(out, data, processes):
+    """What each process found."""
     out.mkdir()
     words = [str(processes), str(out), str(data)]
     commands = [[sys.executable, "-c", WORKER, str(rank), *words] for rank in range(processes)]
     workers = [subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}) for command in commands]
     assert [worker.wait(timeout=300) for worker in workers] == [0] * processes
-    return torch.load(out / "found.pt", weights_only=True)
+    return [torch.load(out / f"found_{rank}.pt", weights_only=True) for rank in range(processes)]
 
 
 @pytest.fixture(scope="module")
-def one_and_two(picture_folder, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("processes")
-    return results(folder / "one", picture_folder, 1), results(folder / "two", picture_folder, 2)
+def alone(picture_folder, tmp_path_factory):
+    return results(tmp_path_factory.mktemp("processes") / "one", picture_folder, 1)[0]
+
+
+@pytest.fixture(scope="module")
+def both(picture_folder, tmp_path_factory):
+    return results(tmp_path_factory.mktemp("processes") / "two", picture_folder, 2)
+
+
+@pytest.fixture(scope="module")
+def one_and_two(alone, both):
+    """What a process alone found, and the first of two."""
+    return alone, both[0]
 
 
 @pytest.mark.slow
@@ -80,6 +97,16 @@ def test_two_processes_have_the_gradients_of_one(step, one_and_two):
     assert two["record"] == one["record"]
     for name, gradient in one["gradients"].items():
         torch.testing.assert_close(two["gradients"][name], gradient, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(alone, both):
+    first, second = both
+    assert first["steps"] == second["steps"]
+    assert len(first["steps"]) == 4
+    torch.testing.assert_close(torch.tensor(first["steps"]), torch.tensor(alone["steps"]), rtol=1e-4, atol=1e-5)
+    for name, value in alone["trained"].items():
+        torch.testing.assert_close(first["trained"][name], value, rtol=1e-3, atol=2e-4)
 
 
 @pytest.mark.slow
