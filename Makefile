@@ -38,7 +38,7 @@ demo: $(VENV)/.installed
 
 test: lint
 	@echo "==> tests"
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 	$(MAKE) bench-quick
 
 lint: $(VENV)/.installed-dev
