@@ -9,10 +9,12 @@ from .backward import deformable_sample_backward
 from .forward import deformable_sample
 from .head_backward import offset_head_backward
 from .head_forward import offset_head
-from .launch import INTERPRETED
+from .launch import INTERPRETED, NoPlanFitsError, SmallerPlanWarning
 
 __all__ = [
     "INTERPRETED",
+    "NoPlanFitsError",
+    "SmallerPlanWarning",
     "deformable_sample",
     "deformable_sample_backward",
     "offset_head",

@@ -15,9 +15,9 @@ from .attention_backward_rows import attention_rows_kernel
 from .attention_backward_tiles import attention_tiles_kernel
 from .attention_gradients import ALPHA, FEATURES, IDENTITY, KEY_PE, OFFSETS, QUERY_ROWS, AttentionGradients
 from .attention_inputs import AttentionInputs, prepare_attention
-from .attention_plan import AttentionPlan, device_of, rows_plan, split_tiles, tiles_plan
+from .attention_plan import BACKWARD_TILE, AttentionPlan, rows_plans, tiles_plans
 from .backward import gather_features, sum_identity, walk_pixels
-from .launch import launch, tile_count
+from .launch import device_of, launch, run_best, split_evenly, tile_count
 from .sampling_shape import SamplingInputs
 
 _BYTES_AT_A_TIME = 64 << 20  # of temporaries: more than fills the device, and much of it stays in the cache
@@ -32,12 +32,8 @@ class _Incoming(NamedTuple):
     expected: Tensor  # (B, R) float32, grad_pooled . pooled
 
 
-def _tiles_plan(inputs: AttentionInputs) -> AttentionPlan:
-    _, rows, channels = inputs.query_rows.shape
-    return tiles_plan(inputs.features.dtype, channels, rows, device_of(inputs.features))
-
-
 def _grad_of_scores(
+    plan: AttentionPlan,
     inputs: AttentionInputs,
     incoming: _Incoming,
     grad_scores: Tensor | None,
@@ -47,9 +43,8 @@ def _grad_of_scores(
 ) -> None:
     """Fill those gradients that are given."""
     batch, rows, channels = inputs.query_rows.shape
-    plan = _tiles_plan(inputs)
     tiles = tile_count(inputs.shape.height, inputs.shape.width, plan.tile)
-    splits, tiles_of_split = split_tiles(batch, tiles, plan.resident, device_of(inputs.features))
+    splits, tiles_of_split = split_evenly(batch, tiles, plan.resident, device_of(inputs.features))
     for first_row in range(0, rows, plan.rows):
         launch(
             attention_tiles_kernel,
@@ -78,12 +73,13 @@ def _grad_of_scores(
         )
 
 
-def _grad_of_rows(inputs: AttentionInputs, grad_query_rows: Tensor, grad_scores: Tensor, max_offset: float) -> None:
+def _grad_of_rows(
+    plan: AttentionPlan, inputs: AttentionInputs, grad_query_rows: Tensor, grad_scores: Tensor, max_offset: float
+) -> None:
     batch, rows, channels = inputs.query_rows.shape
-    plan = rows_plan(inputs.features.dtype, channels, rows)
     row_blocks = triton.cdiv(rows, plan.rows)
     tiles = tile_count(inputs.shape.height, inputs.shape.width, plan.tile)
-    splits, tiles_of_split = split_tiles(batch * row_blocks, tiles, plan.resident, device_of(inputs.features))
+    splits, tiles_of_split = split_evenly(batch * row_blocks, tiles, plan.resident, device_of(inputs.features))
     sums = grad_query_rows
     if splits > 1:
         sums = grad_query_rows.new_empty((batch, splits, rows, channels), dtype=torch.float32)
@@ -127,31 +123,43 @@ def sampled_attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Triton's backward of the op in ops/schema.py, where shapes and ``grad_mask`` are explained.
 
-    Raises TypeError for a dtype other than float32, float16 and bfloat16.
+    Raises TypeError for a dtype other than float32, float16 and bfloat16, and `NoPlanFitsError` as `run_best`.
     """
     inputs = prepare_attention(query_rows, features, identity, offsets, alpha, key_pe)
-    gradients = AttentionGradients(inputs, grad_mask)
     if query_rows.numel() == 0 or inputs.pixels == 0:
-        gradients.zero()
-    elif gradients.wanted(*range(6)):
-        grad_pooled, logsumexp = grad_pooled.contiguous(), logsumexp.contiguous()
-        expected = (grad_pooled.float() * pooled.float()).sum(-1)
-        batch, together = query_rows.shape[0], _prompts_at_a_time(inputs, gradients)
+        return AttentionGradients(inputs, grad_mask).zero()
+    grad_pooled, logsumexp = grad_pooled.contiguous(), logsumexp.contiguous()
+    incoming = _Incoming(grad_pooled, logsumexp, (grad_pooled.float() * pooled.float()).sum(-1))
+    _, rows, channels = query_rows.shape
+    plans = tiles_plans(inputs.features.dtype, channels, rows, device_of(inputs.features))
+
+    def run(plan: AttentionPlan) -> tuple[Tensor, ...]:
+        return _by_groups_of_prompts(plan, inputs, incoming, float(max_offset), grad_mask)
+
+    return run_best("sampled_attention's backward", plans, inputs.features, run)
+
+
+def _by_groups_of_prompts(
+    plan: AttentionPlan, inputs: AttentionInputs, incoming: _Incoming, max_offset: float, grad_mask: int
+) -> tuple[Tensor, ...]:
+    gradients = AttentionGradients(inputs, grad_mask)
+    if gradients.wanted(*range(6)):
+        batch, together = inputs.query_rows.shape[0], _prompts_at_a_time(plan, inputs, gradients)
         for first in range(0, batch, together):
             prompts = slice(first, min(first + together, batch))
-            incoming = _Incoming(grad_pooled[prompts], logsumexp[prompts], expected[prompts])
-            _fill(gradients, prompts, inputs.of_prompts(prompts), incoming, float(max_offset))
+            group = _Incoming(*[tensor[prompts] for tensor in incoming])
+            _fill(plan, gradients, prompts, inputs.of_prompts(prompts), group, max_offset)
     return gradients.finish()
 
 
-def _sums_dtype(inputs: AttentionInputs) -> torch.dtype:
+def _sums_dtype(plan: AttentionPlan, inputs: AttentionInputs) -> torch.dtype:
     """Of gradients to which blocks of rows add one after the other: float32 where there are several."""
-    return inputs.features.dtype if inputs.query_rows.shape[1] <= _tiles_plan(inputs).rows else torch.float32
+    return inputs.features.dtype if inputs.query_rows.shape[1] <= plan.rows else torch.float32
 
 
-def _prompts_at_a_time(inputs: AttentionInputs, gradients: AttentionGradients) -> int:
+def _prompts_at_a_time(plan: AttentionPlan, inputs: AttentionInputs, gradients: AttentionGradients) -> int:
     batch, rows, channels = inputs.query_rows.shape
-    itemsize = _sums_dtype(inputs).itemsize
+    itemsize = _sums_dtype(plan, inputs).itemsize
     of_pixel = rows * inputs.features.itemsize if gradients.wanted(QUERY_ROWS) else 0
     of_pixel += channels * itemsize if gradients.wanted(*_THROUGH_SAMPLING) else 0
     of_pixel += channels * 4 if gradients.wanted(KEY_PE) else 0
@@ -159,11 +167,16 @@ def _prompts_at_a_time(inputs: AttentionInputs, gradients: AttentionGradients) -
 
 
 def _fill(
-    gradients: AttentionGradients, prompts: slice, inputs: AttentionInputs, incoming: _Incoming, max_offset: float
+    plan: AttentionPlan,
+    gradients: AttentionGradients,
+    prompts: slice,
+    inputs: AttentionInputs,
+    incoming: _Incoming,
+    max_offset: float,
 ) -> None:
     """Every gradient of a group of prompts, whose inputs alone ``inputs`` are."""
     batch, rows, channels = inputs.query_rows.shape
-    device, dtype, sums_dtype = inputs.features.device, inputs.features.dtype, _sums_dtype(inputs)
+    device, dtype, sums_dtype = inputs.features.device, inputs.features.dtype, _sums_dtype(plan, inputs)
 
     def image(dtype: torch.dtype) -> Tensor:
         shape = (batch, channels, inputs.shape.height, inputs.shape.width)
@@ -171,18 +184,24 @@ def _fill(
 
     grad_scores = grad_calibrated = None
     if gradients.wanted(QUERY_ROWS):
-        tile = _tiles_plan(inputs).tile
-        tiles = tile_count(inputs.shape.height, inputs.shape.width, tile)
-        grad_scores = torch.empty((batch, tiles, rows, tile[0] * tile[1]), dtype=dtype, device=device)
+        tiles = tile_count(inputs.shape.height, inputs.shape.width, BACKWARD_TILE)
+        pixels = BACKWARD_TILE[0] * BACKWARD_TILE[1]
+        grad_scores = torch.empty((batch, tiles, rows, pixels), dtype=dtype, device=device)
     if gradients.wanted(*_THROUGH_SAMPLING):
         grad_calibrated = image(sums_dtype)
     own_key_pe = grad_key_pe = gradients.of_prompts(KEY_PE, prompts)
     if gradients.shared(KEY_PE) or (own_key_pe is not None and own_key_pe.dtype != sums_dtype):
         grad_key_pe = image(torch.float32)
-    _grad_of_scores(inputs, incoming, grad_scores, grad_calibrated, grad_key_pe, max_offset)
+    _grad_of_scores(plan, inputs, incoming, grad_scores, grad_calibrated, grad_key_pe, max_offset)
 
     if grad_scores is not None:
-        _grad_of_rows(inputs, gradients.of_prompts(QUERY_ROWS, prompts), grad_scores, max_offset)
+        own = gradients.of_prompts(QUERY_ROWS, prompts)
+        run_best(
+            "sampled_attention's backward by query rows",
+            rows_plans(dtype, channels, rows, device_of(inputs.features)),
+            inputs.features,
+            lambda rows_plan: _grad_of_rows(rows_plan, inputs, own, grad_scores, max_offset),
+        )
     if gradients.shared(KEY_PE):
         gradients.add(KEY_PE, grad_key_pe.sum(0, keepdim=True))
     elif own_key_pe is not grad_key_pe:

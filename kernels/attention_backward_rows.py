@@ -8,17 +8,18 @@ import triton
 import triton.language as tl
 
 from .attention_tile import calibrated_chunk, dot, find_taps, load_chunk, store_chunk
-from .tiles import load_offsets, tile_pixels, tiles_of
+from .launch import NUMBERS, SMALL
+from .tiles import batch_start, load_offsets, tile_pixels, tiles_of
 
 
-@triton.jit
+@triton.jit(do_not_specialize=NUMBERS, do_not_specialize_on_alignment=SMALL)
 def attention_rows_kernel(
     grad_query_rows,  # [B, splits, R, C]
     grad_scores,  # [B, tiles, R, P]
     features,  # [1 or B, H, W, C]
     identity,  # [1 or B, H, W, C]
     offsets,  # [1 or B, 2, H, W], any strides
-    alpha,  # [1 or B, 2]
+    alpha,  # [B, 2]
     key_pe,  # [1 or B, H, W, C]
     shape,
     key_pe_batch_stride,
@@ -43,10 +44,10 @@ def attention_rows_kernel(
     is_row = row < rows
     share = program // row_blocks  # of one prompt's map
     prompt = (share // splits).to(tl.int64)
-    features += prompt * shape.features_batch_stride
-    identity += prompt * shape.identity_batch_stride
-    key_pe += prompt * key_pe_batch_stride
-    alpha += prompt * shape.alpha_batch_stride
+    features += batch_start(prompt, shape.features_batch_stride, CHANNELS)
+    identity += batch_start(prompt, shape.identity_batch_stride, CHANNELS)
+    key_pe += batch_start(prompt, key_pe_batch_stride, CHANNELS)
+    alpha += prompt * 2
     sample_scale = tl.load(alpha).to(tl.float32)
     identity_scale = tl.load(alpha + 1).to(tl.float32)
 

@@ -11,15 +11,15 @@ import triton.language as tl
 from torch import Tensor
 
 from .attention_inputs import AttentionInputs, prepare_attention
-from .attention_plan import device_of, forward_plan, split_tiles
+from .attention_plan import AttentionPlan, forward_plans, tiles_plans
 from .attention_tile import calibrated_chunk, dot, find_taps, load_chunk, store_chunk
-from .launch import WARPS, launch, tile_count
-from .tiles import load_offsets, tile_pixels, tiles_of
+from .launch import NUMBERS, SMALL, WARPS, device_of, fitting_plans, launch, run_best, split_evenly, tile_count
+from .tiles import batch_start, load_offsets, tile_pixels, tiles_of
 
 _SPLITS_AT_A_TIME = 16  # of the merge
 
 
-@triton.jit
+@triton.jit(do_not_specialize=NUMBERS, do_not_specialize_on_alignment=SMALL)
 def _attention_kernel(
     pooled,  # [B, splits, R, C]
     logsumexp,  # [B, splits, R] float32
@@ -27,7 +27,7 @@ def _attention_kernel(
     features,  # [1 or B, H, W, C]
     identity,  # [1 or B, H, W, C]
     offsets,  # [1 or B, 2, H, W], any strides
-    alpha,  # [1 or B, 2]
+    alpha,  # [B, 2]
     key_pe,  # [1 or B, H, W, C]
     shape,
     key_pe_batch_stride,
@@ -54,10 +54,10 @@ def _attention_kernel(
     share = program // row_blocks  # of one prompt's map
     prompt = (share // splits).to(tl.int64)
     query_rows += prompt * rows * CHANNELS
-    features += prompt * shape.features_batch_stride
-    identity += prompt * shape.identity_batch_stride
-    key_pe += prompt * key_pe_batch_stride
-    alpha += prompt * shape.alpha_batch_stride
+    features += batch_start(prompt, shape.features_batch_stride, CHANNELS)
+    identity += batch_start(prompt, shape.identity_batch_stride, CHANNELS)
+    key_pe += batch_start(prompt, key_pe_batch_stride, CHANNELS)
+    alpha += prompt * 2
     sample_scale = tl.load(alpha).to(tl.float32)
     identity_scale = tl.load(alpha + 1).to(tl.float32)
 
@@ -120,7 +120,7 @@ def _attention_kernel(
         store_chunk(pooled, averages[k] / total[:, None], row, channel, is_row, CHANNELS, ALL_CHANNELS)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=NUMBERS, do_not_specialize_on_alignment=SMALL)
 def _merge_kernel(
     pooled,  # [B, R, C]
     logsumexp,  # [B, R] float32
@@ -173,7 +173,7 @@ def sampled_attention(
 ) -> tuple[Tensor, Tensor]:
     """Triton's forward of the op in ops/schema.py; shapes as in ops/reference.py, checked by the caller.
 
-    Raises TypeError for a dtype other than float32, float16 and bfloat16.
+    Raises TypeError for a dtype other than float32, float16 and bfloat16, and `NoPlanFitsError` as `run_best`.
     """
     inputs = prepare_attention(query_rows, features, identity, offsets, alpha, key_pe)
     batch, rows, channels = query_rows.shape
@@ -181,12 +181,19 @@ def sampled_attention(
     logsumexp = query_rows.new_empty((batch, rows), dtype=torch.float32)
     if inputs.pixels == 0 or channels == 0 or logsumexp.numel() == 0:
         return _without_scores(pooled, logsumexp, inputs)
+    sizes = (inputs.features.dtype, channels, rows, device_of(pooled))
+    fitting_plans("sampled_attention's backward", tiles_plans(*sizes), pooled)  # both directions or none
+    plans = forward_plans(*sizes)
+    run_best("sampled_attention", plans, pooled, lambda plan: _attend(pooled, logsumexp, inputs, max_offset, plan))
+    return pooled, logsumexp
 
-    device = device_of(pooled)
-    plan = forward_plan(inputs.features.dtype, channels, rows, device)
+
+def _attend(pooled: Tensor, logsumexp: Tensor, inputs: AttentionInputs, max_offset: float, plan: AttentionPlan) -> None:
+    """Fill both results."""
+    batch, rows, channels = pooled.shape
     row_blocks = triton.cdiv(rows, plan.rows)
     tiles = tile_count(inputs.shape.height, inputs.shape.width, plan.tile)
-    splits, tiles_of_split = split_tiles(batch * row_blocks, tiles, plan.resident, device)
+    splits, tiles_of_split = split_evenly(batch * row_blocks, tiles, plan.resident, device_of(pooled))
     pooled_parts, logsumexp_parts = pooled, logsumexp
     if splits > 1:
         pooled_parts = logsumexp.new_empty((batch, splits, rows, channels))
@@ -229,7 +236,6 @@ def sampled_attention(
             SPLIT_BLOCK=_SPLITS_AT_A_TIME,
             num_warps=WARPS,
         )
-    return pooled, logsumexp
 
 
 def _without_scores(pooled: Tensor, logsumexp: Tensor, inputs: AttentionInputs) -> tuple[Tensor, Tensor]:

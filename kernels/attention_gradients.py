@@ -47,9 +47,11 @@ class AttentionGradients:
     def add(self, bit: int, sum_of_group: Tensor) -> None:
         self._sums[bit] = sum_of_group if bit not in self._sums else self._sums[bit].add_(sum_of_group)
 
-    def zero(self) -> None:
+    def zero(self) -> tuple[Tensor, ...]:
+        """All six, of a call that has no pixels or no rows."""
         for gradient in self._gradients.values():
             gradient.zero_()
+        return self.finish()
 
     def finish(self) -> tuple[Tensor, ...]:
         """All six in the mask's order, empty where not asked for."""

@@ -1,20 +1,18 @@
-"""Block sizes of sampled_attention, and how its map is shared among programs.
+"""Block sizes of sampled_attention.
 
 The sizes are chosen by counting, with the compiler's report of registers and shared memory at hand
-(bench/results/compile/triton.json), not by measurement. No call stops to tune itself.
+(bench/compile_matrix.py), not by measurement. No call stops to tune itself.
 """
 
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 import triton
-from torch import Tensor
 
-_MULTIPROCESSORS = 132  # of a Hopper GPU, where no device can be asked
-_ROOMY = 160 << 10
-_COST_OF_A_SHARE = 1.0  # starting a program and merging its result, in tiles
-_BACKWARD_TILE = (4, 8)  # of both kernels: the second reads what the first has written by tiles
+from .launch import Device
+
+BACKWARD_TILE = (4, 8)  # of both kernels: the second reads what the first has written by tiles
+_SUMS = 64 * 256  # rows times channels whose sums in float32 fill half of the registers of 4 warps
 
 
 class AttentionPlan(NamedTuple):
@@ -23,6 +21,7 @@ class AttentionPlan(NamedTuple):
     tile: tuple[int, int]
     warps: int
     resident: int  # programs that fit on one multiprocessor at once, by registers and shared memory
+    shared_bytes: int  # of one program: at least what the compiler takes for any architecture that may take this plan
     precision: str = "tf32"  # of float32 dots; the half types know one only
     offsets_ahead: bool = False  # load them a tile ahead, since the addresses of all other loads wait for them
 
@@ -46,74 +45,91 @@ def _chunk(channels: int, largest: int) -> int:
     return min(largest, max(16, triton.next_power_of_2(channels)))
 
 
-class Device(NamedTuple):
-    """What a plan depends on."""
-
-    multiprocessors: int
-    roomy: bool  # shared memory for 128 rows of 256 channels twice, which not all GPUs have
+def _most_rows(channels: int, sums: int = _SUMS) -> int:
+    """A power of two from 16, the least that the matrix units take, so that sums of this many elements suffice."""
+    return max(16, min(64, triton.next_power_of_2(sums // channels + 1) // 2))
 
 
-def device_of(tensor: Tensor) -> Device:
-    if tensor.device.type != "cuda":
-        return Device(_MULTIPROCESSORS, True)
-    properties = torch.cuda.get_device_properties(tensor.device)
-    return Device(properties.multi_processor_count, properties.shared_memory_per_block_optin >= _ROOMY)
+def _has_tf32x3(device: Device) -> bool:
+    """Before 3.8 Triton compiles products of three tf32 parts into a trap for sm_100, whose matrix units differ."""
+    return not 100 <= device.capability < 120
 
 
-def forward_plan(dtype: torch.dtype, channels: int, rows: int, device: Device) -> AttentionPlan:
-    """Averages of all rows and channels stay in registers: 64 rows of 256 channels fill half of those of 4 warps."""
-    if dtype == torch.float32:
-        if channels > 256:
-            return AttentionPlan(16, 64, (4, 4), 8, 2, "ieee")
-        if not device.roomy:
-            return AttentionPlan(32, _chunk(channels, 64), (4, 8), 8, 1, "ieee")
-        return AttentionPlan(64, _chunk(channels, 64), (2, 4), 8, 1, "tf32x3", offsets_ahead=True)
-    if channels > 256:
-        return AttentionPlan(32, 64, (4, 8), 4, 2)
-    if rows <= 64 or not device.roomy:
-        return AttentionPlan(64, _chunk(channels, 32), (4, 8), 4, 2)
-    return AttentionPlan(128, _chunk(channels, 64), (4, 8), 8, 1, offsets_ahead=True)
+def _reads_operands_from_shared_memory(device: Device) -> bool:
+    """Hopper's and the large Blackwells' matrix units do; the others need a second, transposed copy."""
+    return 90 <= device.capability < 120
 
 
-def tiles_plan(dtype: torch.dtype, channels: int, rows: int, device: Device) -> AttentionPlan:
-    """Of the backward's first kernel, which holds the rows and their gradients in shared memory, and no sums."""
-    if dtype == torch.float32:
-        return AttentionPlan(16 if channels > 256 else 32, _chunk(channels, 64), _BACKWARD_TILE, 8, 1, "ieee")
-    if channels > 256:
-        return AttentionPlan(32 if device.roomy else 16, 64, _BACKWARD_TILE, 4, 1)
-    if rows <= 64 or not device.roomy:
-        return AttentionPlan(64, _chunk(channels, 64), _BACKWARD_TILE, 4, 2)
-    return AttentionPlan(128, _chunk(channels, 128), _BACKWARD_TILE, 8, 1)
+def forward_plans(dtype: torch.dtype, channels: int, rows: int, device: Device) -> list[AttentionPlan]:
+    """Plans of the forward, the best first. Averages of all rows and channels stay in registers.
 
-
-def rows_plan(dtype: torch.dtype, channels: int, rows: int) -> AttentionPlan:
-    """Of the backward's second kernel, which holds the sums of all rows and channels in registers."""
-    if dtype == torch.float32:
-        if channels > 256:
-            return AttentionPlan(32, 64, _BACKWARD_TILE, 8, 1, "tf32x3")
-        return AttentionPlan(64, _chunk(channels, 32), _BACKWARD_TILE, 8, 1, "tf32x3")
-    if channels > 256:
-        return AttentionPlan(32, 64, _BACKWARD_TILE, 8, 1)
-    if rows <= 64:
-        return AttentionPlan(64, _chunk(channels, 64), _BACKWARD_TILE, 4, 2)
-    return AttentionPlan(128, _chunk(channels, 64), _BACKWARD_TILE, 8, 1)
-
-
-def split_tiles(programs: int, tiles: int, resident: int, device: Device) -> tuple[int, int]:
-    """Into how many shares to cut the tiles of each program's map, and how many tiles a share has at most.
-
-    As many as let the programs of one wave fill the device, and no more: each share costs a start and
-    a result to merge.
+    A tile has at least 16 pixels: the weights times u is a product over them, and Triton before 3.8 refuses fewer.
     """
-    return _split_tiles(programs, tiles, resident * device.multiprocessors)
+    padded = triton.cdiv(channels, 64) * 64
+
+    def plan(rows: int, chunk: int, tile: tuple[int, int], warps: int, resident: int, **rest) -> AttentionPlan:
+        pixels = tile[0] * tile[1]
+        if rest.get("precision") == "tf32x3":
+            shared = 2 * padded * rows * dtype.itemsize + 12_288
+        else:
+            shared = max(padded * (rows + pixels) * dtype.itemsize + 8192, 8 * rows * pixels)
+        return AttentionPlan(rows, _chunk(channels, chunk), tile, warps, resident, shared, **rest)
+
+    most = _most_rows(channels)
+    plans = []
+    if dtype == torch.float32:
+        if most == 64 and _has_tf32x3(device):
+            plans.append(plan(64, 32, (4, 4), 8, 1, precision="tf32x3"))
+        if most >= 32 and channels <= 256:
+            plans.append(plan(32, 64, (4, 8), 8, 1, precision="ieee"))
+        return [*plans, plan(16, 64, (4, 4), 8, 2, precision="ieee")]
+    if rows > 64 and most == 64:
+        plans.append(plan(128, 64, (4, 8), 8, 1, offsets_ahead=True))
+    if most == 64:
+        plans.append(plan(64, 64, (4, 4), 4, 2, offsets_ahead=True))
+    if most >= 32:
+        plans.append(plan(32, 64, (4, 8), 4, 2))
+    return [*plans, plan(16, 64, (4, 4), 4, 2)]
 
 
-@lru_cache(maxsize=4096)
-def _split_tiles(programs: int, tiles: int, at_once: int) -> tuple[int, int]:
-    def time(splits: int) -> float:
-        waves = -(-programs * splits // at_once)
-        return waves * (-(-tiles // splits) + _COST_OF_A_SHARE)
+def tiles_plans(dtype: torch.dtype, channels: int, rows: int, device: Device) -> list[AttentionPlan]:
+    """Plans of the backward's first kernel, the best first.
 
-    most = min(tiles, max(1, 2 * at_once // programs))
-    tiles_of_split = -(-tiles // min(range(1, most + 1), key=time))
-    return -(-tiles // tiles_of_split), tiles_of_split
+    It holds the rows and their gradients in shared memory, and no sums.
+    """
+    padded = triton.cdiv(channels, 64) * 64
+    copies = 2 if dtype == torch.float32 or _reads_operands_from_shared_memory(device) else 4
+    of_tile = padded * 64 if dtype == torch.float32 else 0
+
+    def plan(rows: int, chunk: int, warps: int, resident: int, precision: str = "tf32") -> AttentionPlan:
+        shared = copies * padded * rows * dtype.itemsize + 192 * rows + of_tile
+        return AttentionPlan(rows, _chunk(channels, chunk), BACKWARD_TILE, warps, resident, shared, precision)
+
+    most = _most_rows(channels)
+    plans = []
+    if dtype == torch.float32:
+        if most == 64:
+            plans.append(plan(32, 64, 8, 1, "ieee"))
+        return [*plans, plan(16, 64, 8, 1, "ieee")]
+    if rows > 64 and most == 64:
+        plans.append(plan(128, 128, 8, 1))
+    if most == 64:
+        plans.append(plan(64, 64, 4, 2))
+    if most >= 32:
+        plans.append(plan(32, 64, 4, 1))
+    return [*plans, plan(16, 64, 4, 1)]
+
+
+def rows_plans(dtype: torch.dtype, channels: int, rows: int, device: Device) -> list[AttentionPlan]:
+    """Plans of the backward's second kernel, the best first. It holds the sums of all rows in registers."""
+
+    def plan(rows: int, chunk: int, warps: int, resident: int, precision: str = "tf32") -> AttentionPlan:
+        shared = 256 * rows
+        return AttentionPlan(rows, _chunk(channels, chunk), BACKWARD_TILE, warps, resident, shared, precision)
+
+    most = _most_rows(channels)
+    if dtype == torch.float32:
+        return [plan(most, 32, 8, 1, "tf32x3" if _has_tf32x3(device) else "ieee")]
+    if rows > 64 and most == 64:
+        return [plan(128, 64, 8, 1), plan(64, 64, 4, 2)]
+    return [plan(most, 64, 4 if most == 64 else 8, 2 if most == 64 else 1)]

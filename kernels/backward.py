@@ -13,13 +13,23 @@ from torch import Tensor
 from .backward_features import gather_kernel, locations_kernel
 from .backward_identity import identity_sum_kernel
 from .backward_pixels import pixels_kernel
-from .launch import WARPS, channel_alignment, channel_block, launch, pixel_tile, tile_count
+from .launch import (
+    WARPS,
+    channel_alignment,
+    channel_block,
+    device_of,
+    launch,
+    pixel_tile,
+    split_evenly,
+    tile_count,
+)
 from .sampling_shape import SamplingInputs, SamplingShape, channels_last, empty_channels_last, prepare_inputs
 
 _PIXELS_LOADS = 2  # of each thread, for each tensor and each block of channels
 _LOCATIONS_TILE = (8, 32)
 _TARGETS_TILE = (2, 2)  # with 128 bytes of channels each, one warp of 16-byte loads
 _CHANNELS_IN_REGISTERS = 256  # of each target, in the gather
+_GATHERS = 16  # programs of the gather, of one warp each, that a multiprocessor runs at once
 _IDENTITY_BLOCK = 1024
 
 
@@ -65,18 +75,24 @@ def gather_features(grad_features: Tensor, grad_output: Tensor, inputs: Sampling
     blocks = min(_CHANNELS_IN_REGISTERS // block, triton.next_power_of_2(triton.cdiv(shape.channels, block)))
     channel_groups = triton.cdiv(shape.channels, block * blocks)
     radius = gather_radius(max_offset, shape)
+    programs = tile_count(shape.height, shape.width, _TARGETS_TILE) * channel_groups
+    shares, prompts_of_share, sums = inputs.batch, 1, grad_features
+    if grad_features.shape[0] < inputs.batch:
+        shares, prompts_of_share = split_evenly(programs, inputs.batch, _GATHERS, device_of(grad_output))
+        sums = empty_channels_last(shares, grad_features, torch.float32)
     launch(
         gather_kernel,
-        grad_features.shape[0] * tile_count(shape.height, shape.width, _TARGETS_TILE) * channel_groups,
+        shares * programs,
         device,
-        grad_features,
+        sums,
         grad_output,
         locations,
         inputs.alpha,
         inputs.amplitude,
         shape,
         0 if offsets_batch == 1 else locations[0].numel(),
-        inputs.batch // grad_features.shape[0],
+        inputs.batch,
+        prompts_of_share,
         min(2 * radius + 1, shape.height),
         radius,
         WINDOW_WIDTH=min(2 * radius + 1, shape.width),
@@ -88,6 +104,8 @@ def gather_features(grad_features: Tensor, grad_output: Tensor, inputs: Sampling
         TILE_X=_TARGETS_TILE[1],
         num_warps=1,
     )
+    if sums is not grad_features:
+        grad_features.copy_(sums.sum(0, keepdim=True))
 
 
 def walk_pixels(
@@ -147,7 +165,7 @@ def sum_identity(grad_identity: Tensor, grad_output: Tensor, inputs: SamplingInp
         inputs.alpha,
         elements,
         inputs.batch,
-        inputs.shape.alpha_batch_stride,
+        ALIGNMENT=channel_alignment(inputs.features),
         BLOCK=_IDENTITY_BLOCK,
         num_warps=WARPS,
     )

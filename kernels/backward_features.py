@@ -8,18 +8,20 @@ which about four really touch it. Testing a candidate must therefore cost little
    time, one a lane, packs the outcome into one 32-bit word a target, and then walks the set bits: round i
    handles the i-th contributor of all four targets at once, 8 lanes a target, every channel of a lane in flight.
 
-Contributors are added in the order of their position, prompt after prompt where the features of one
-picture serve many prompts. The window is at most the map, so any max_offset is exact: it only costs more tests.
+Contributors are added in the order of their position. Where the features of one picture serve many prompts, each share
+of the prompts is summed by programs of its own, prompt after prompt, and the caller adds up the shares in their order.
+The window is at most the map, so any max_offset is exact: it only costs more tests.
 """
 
 import triton
 import triton.language as tl
 
+from .launch import NUMBERS, SMALL
 from .location import displace, tap_weight, touches
-from .tiles import load_offsets, pixel_start, tile_pixels, tiles_of
+from .tiles import batch_start, load_offsets, pixel_start, pixels_of, tile_pixels, tiles_of
 
 
-@triton.jit
+@triton.jit(do_not_specialize=NUMBERS, do_not_specialize_on_alignment=SMALL)
 def locations_kernel(
     locations,  # [1 or B, 2, H, W] float32: x plane, then y plane
     offsets,  # [1 or B, 2, H, W], any strides
@@ -35,7 +37,7 @@ def locations_kernel(
     raw_x, raw_y = load_offsets(offsets, prompt, y, x, inside, shape)
     location_x, _ = displace(x, raw_x, max_offset, shape.width)
     location_y, _ = displace(y, raw_y, max_offset, shape.height)
-    pixels = shape.height.to(tl.int64) * shape.width
+    pixels = pixels_of(shape)
     locations += prompt * 2 * pixels + y.to(tl.int64) * shape.width + x
     tl.store(locations, location_x, mask=inside)
     tl.store(locations + pixels, location_y, mask=inside)
@@ -46,20 +48,21 @@ def _load_location(locations, y, x, valid, shape):
     pixel = locations + y.to(tl.int64) * shape.width + x
     outside = -2.0  # touches nothing
     location_x = tl.load(pixel, mask=valid, other=outside)
-    location_y = tl.load(pixel + shape.height.to(tl.int64) * shape.width, mask=valid, other=outside)
+    location_y = tl.load(pixel + pixels_of(shape), mask=valid, other=outside)
     return location_y, location_x
 
 
-@triton.jit
+@triton.jit(do_not_specialize=NUMBERS, do_not_specialize_on_alignment=SMALL)
 def gather_kernel(
-    grad_features,  # [1 or B, H, W, C]
+    grad_features,  # [shares, H, W, C]
     grad_output,  # [B, H, W, C]
     locations,  # [1 or B, 2, H, W] float32
-    alpha,  # [1 or B, 2] or None
+    alpha,  # [B, 2] or None
     amplitude,  # [1 or B, H, W, 1 or C] or None
     shape,
     locations_batch_stride,
-    prompts_per_target,  # B where the features' batch of 1 was broadcast, else 1
+    prompts,
+    prompts_of_share,  # 1 where each prompt has features of its own
     window_height,
     radius,
     WINDOW_WIDTH: tl.constexpr,
@@ -78,8 +81,8 @@ def gather_kernel(
     group = program % channel_groups
     tiles = tiles_of(shape, TILE_Y, TILE_X)
     tile = (program // channel_groups) % tiles
-    target_batch = (program // channel_groups // tiles).to(tl.int64)
-    pixels = shape.height.to(tl.int64) * shape.width
+    share = (program // channel_groups // tiles).to(tl.int64)
+    pixels = pixels_of(shape)
 
     y, x, inside = tile_pixels(tile, shape, TILE_Y, TILE_X)
     # Shifted to lie inside the map, the window still holds every pixel within the radius.
@@ -95,13 +98,13 @@ def gather_kernel(
     in_channels = channel < channels
     total = tl.zeros([CHANNEL_BLOCKS, TARGETS, CHANNEL_BLOCK], tl.float32)
 
-    for prompt_index in range(0, prompts_per_target):
-        prompt = target_batch * prompts_per_target + prompt_index
+    first_prompt = share * prompts_of_share
+    for prompt in range(first_prompt, tl.minimum(first_prompt + prompts_of_share, prompts)):
         prompt_locations = locations + prompt * locations_batch_stride
         prompt_grad = grad_output + prompt * pixels * channels
         scale = 1.0
         if alpha is not None:
-            scale = tl.load(alpha + prompt * shape.alpha_batch_stride).to(tl.float32)
+            scale = tl.load(alpha + prompt * 2).to(tl.float32)
 
         for first in range(0, window_height * WINDOW_WIDTH, CANDIDATES):
             candidate = first + bit
@@ -133,11 +136,11 @@ def gather_kernel(
                 mask = found[None, :, None] & in_channels
                 grad = tl.load(prompt_grad + source, mask=mask, other=0.0).to(tl.float32)
                 if AMPLITUDE_PER_CHANNEL:
-                    at = amplitude + prompt * shape.amplitude_batch_stride
+                    at = amplitude + batch_start(prompt, shape.amplitude_batch_stride, CHANNEL_ALIGNMENT)
                     grad *= tl.load(at + source, mask=mask, other=0.0).to(tl.float32)
                 total += weight[None, :, None] * grad
 
     own = pixel_start(y, x, shape, CHANNEL_ALIGNMENT)[None, :, None] + channel
-    grad_features += target_batch * pixels * channels
+    grad_features += share * pixels * channels
     mask = inside[None, :, None] & in_channels
     tl.store(grad_features + own, total.to(grad_features.dtype.element_ty), mask=mask)

@@ -8,11 +8,12 @@ pixels leaves one partial sum a tile, added up in fixed order by the caller.
 import triton
 import triton.language as tl
 
+from .launch import NUMBERS, SMALL
 from .location import sample_axis
-from .tiles import load_offsets, pixel_start, tile_pixels, tiles_of
+from .tiles import batch_start, load_offsets, pixel_start, pixels_of, tile_pixels, tiles_of
 
 
-@triton.jit
+@triton.jit(do_not_specialize=NUMBERS, do_not_specialize_on_alignment=SMALL)
 def pixels_kernel(
     grad_offsets,  # [B, 2, H, W] or None where not asked for; likewise below
     grad_identity,  # [B, H, W, C]
@@ -22,7 +23,7 @@ def pixels_kernel(
     features,  # [1 or B, H, W, C]
     offsets,  # [1 or B, 2, H, W], any strides
     identity,  # [1 or B, H, W, C] or None
-    alpha,  # [1 or B, 2] or None
+    alpha,  # [B, 2] or None
     amplitude,  # [1 or B, H, W, 1 or C] or None
     shape,
     max_offset,
@@ -38,7 +39,7 @@ def pixels_kernel(
     tiles = tiles_of(shape, TILE_Y, TILE_X)
     tile = program % tiles
     prompt = (program // tiles).to(tl.int64)
-    pixels = shape.height.to(tl.int64) * shape.width
+    pixels = pixels_of(shape)
     channels = (shape.channels // CHANNEL_ALIGNMENT) * CHANNEL_ALIGNMENT
 
     y, x, inside = tile_pixels(tile, shape, TILE_Y, TILE_X)
@@ -49,23 +50,25 @@ def pixels_kernel(
 
     sample_scale = 1.0
     if alpha is not None:
-        alpha += prompt * shape.alpha_batch_stride
+        alpha += prompt * 2
         sample_scale = tl.load(alpha).to(tl.float32)
         if identity is not None:
             identity_scale = tl.load(alpha + 1).to(tl.float32)
     pixel_amplitude = tl.full([TILE_Y * TILE_X], 1.0, tl.float32)
     if amplitude is not None:
-        amplitude += prompt * shape.amplitude_batch_stride
+        amplitude += batch_start(
+            prompt, shape.amplitude_batch_stride, CHANNEL_ALIGNMENT if AMPLITUDE_PER_CHANNEL else 1
+        )
         if not AMPLITUDE_PER_CHANNEL:
             pixel_amplitude = tl.load(amplitude + own_pixel, mask=inside, other=0.0).to(tl.float32)
     if identity is not None:
-        identity += prompt * shape.identity_batch_stride
+        identity += batch_start(prompt, shape.identity_batch_stride, CHANNEL_ALIGNMENT)
 
     if NEEDS_TAPS:
         raw_x, raw_y = load_offsets(offsets, prompt, y, x, inside, shape)
         cell_x, next_x, fraction_x, slope_x = sample_axis(x, raw_x, max_offset, shape.width)
         cell_y, next_y, fraction_y, slope_y = sample_axis(y, raw_y, max_offset, shape.height)
-        features += prompt * shape.features_batch_stride
+        features += batch_start(prompt, shape.features_batch_stride, CHANNEL_ALIGNMENT)
         top_left = pixel_start(cell_y, cell_x, shape, CHANNEL_ALIGNMENT)[:, None]
         top_right = pixel_start(cell_y, next_x, shape, CHANNEL_ALIGNMENT)[:, None]
         bottom_left = pixel_start(next_y, cell_x, shape, CHANNEL_ALIGNMENT)[:, None]
@@ -86,7 +89,7 @@ def pixels_kernel(
             passed = (grad * identity_scale).to(grad_identity.dtype.element_ty)
             tl.store(grad_identity + output_batch_start + own + channel, passed, mask=mask)
         if alpha_partials is not None and identity is not None:
-            passed = tl.load(identity + own + channel, mask=mask, other=0.0, eviction_policy="evict_first")
+            passed = tl.load(identity + own + channel, mask=mask, other=0.0)
             sum_identity += tl.sum(grad * passed.to(tl.float32), axis=1)
         if NEEDS_TAPS:
             value_top_left = tl.load(features + top_left + channel, mask=mask, other=0.0).to(tl.float32)

@@ -9,22 +9,22 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import WARPS, channel_alignment, channel_block, launch, pixel_tile, tile_count
+from .launch import NUMBERS, SMALL, WARPS, channel_alignment, channel_block, launch, pixel_tile, tile_count
 from .location import sample_axis
 from .sampling_shape import empty_channels_last, prepare_inputs
-from .tiles import load_offsets, pixel_start, tile_pixels, tiles_of
+from .tiles import batch_start, load_offsets, pixel_start, pixels_of, tile_pixels, tiles_of
 
 _LOADS = 4  # of each thread, for each tap and each block of channels
 _FILLING_PROGRAMS = 512  # below this number of programs the channel blocks run in parallel, too
 
 
-@triton.jit
+@triton.jit(do_not_specialize=NUMBERS, do_not_specialize_on_alignment=SMALL)
 def _forward_kernel(
     output,  # [B, H, W, C]
     features,  # [1 or B, H, W, C]
     offsets,  # [1 or B, 2, H, W], any strides
     identity,  # [1 or B, H, W, C] or None
-    alpha,  # [1 or B, 2] or None
+    alpha,  # [B, 2] or None
     amplitude,  # [1 or B, H, W, 1 or C] or None
     shape,
     max_offset,
@@ -48,14 +48,16 @@ def _forward_kernel(
 
     sample_scale = tl.full([TILE_Y * TILE_X], 1.0, tl.float32)
     if amplitude is not None:
-        amplitude += prompt * shape.amplitude_batch_stride
+        amplitude += batch_start(
+            prompt, shape.amplitude_batch_stride, CHANNEL_ALIGNMENT if AMPLITUDE_PER_CHANNEL else 1
+        )
         if not AMPLITUDE_PER_CHANNEL:
             sample_scale = tl.load(amplitude + y.to(tl.int64) * shape.width + x, mask=inside, other=0.0).to(tl.float32)
     if alpha is not None:
-        alpha += prompt * shape.alpha_batch_stride
+        alpha += prompt * 2
         sample_scale *= tl.load(alpha).to(tl.float32)
 
-    features += prompt * shape.features_batch_stride
+    features += batch_start(prompt, shape.features_batch_stride, CHANNEL_ALIGNMENT)
     top_left = pixel_start(cell_y, cell_x, shape, CHANNEL_ALIGNMENT)[:, None]
     top_right = pixel_start(cell_y, next_x, shape, CHANNEL_ALIGNMENT)[:, None]
     bottom_left = pixel_start(next_y, cell_x, shape, CHANNEL_ALIGNMENT)[:, None]
@@ -66,10 +68,10 @@ def _forward_kernel(
     weight_bottom_right = (sample_scale * fraction_y * fraction_x)[:, None]
 
     own = pixel_start(y, x, shape, CHANNEL_ALIGNMENT)[:, None]
-    pixels = shape.height.to(tl.int64) * shape.width
+    pixels = pixels_of(shape)
     output += prompt * pixels * ((shape.channels // CHANNEL_ALIGNMENT) * CHANNEL_ALIGNMENT)
     if alpha is not None and identity is not None:
-        identity += prompt * shape.identity_batch_stride
+        identity += batch_start(prompt, shape.identity_batch_stride, CHANNEL_ALIGNMENT)
         identity_scale = tl.load(alpha + 1).to(tl.float32)
 
     for start in range(split * CHANNEL_BLOCK, shape.channels, channel_splits * CHANNEL_BLOCK):
@@ -82,7 +84,7 @@ def _forward_kernel(
         if AMPLITUDE_PER_CHANNEL:
             result *= tl.load(amplitude + own + channel, mask=mask, other=0.0).to(tl.float32)
         if alpha is not None and identity is not None:
-            passed = tl.load(identity + own + channel, mask=mask, other=0.0, eviction_policy="evict_first")
+            passed = tl.load(identity + own + channel, mask=mask, other=0.0)
             result += identity_scale * passed.to(tl.float32)
         tl.store(output + own + channel, result.to(output.dtype.element_ty), mask=mask)
 

@@ -10,11 +10,10 @@ import torch
 import triton
 from torch import Tensor
 
-from .attention_plan import device_of, split_tiles
 from .head_backward_depthwise import offset_head_features_kernel, offset_head_taps_kernel
 from .head_backward_hidden import offset_head_hidden_kernel
 from .head_plan import HeadInputs, head_plan, hidden_plan, prepare_head, rows_of_taps, split_table, taps_plan
-from .launch import launch, tile_count
+from .launch import device_of, launch, split_evenly, tile_count
 from .sampling_shape import empty_channels_last
 
 _BYTES_AT_A_TIME = 32 << 20  # of the temporary: fills the device, and stays in the cache of a large one
@@ -28,7 +27,7 @@ def _grad_of_hidden(
     batch, channels, height, width = inputs.features.shape
     plan = hidden_plan(channels)
     tiles = batch * tile_count(height, width, plan.tile)
-    shares, tiles_of_share = split_tiles(1, tiles, plan.resident, device_of(inputs.features))
+    shares, tiles_of_share = split_evenly(1, tiles, plan.resident, device_of(inputs.features))
     partials = inputs.table.new_empty((shares, 5, channels), dtype=torch.float32) if with_sums else None
     launch(
         offset_head_hidden_kernel,
@@ -79,7 +78,7 @@ def _grad_of_taps(grad_hidden: Tensor, inputs: HeadInputs) -> Tensor:
     channel_blocks, row_blocks = triton.cdiv(channels, plan.channel_block), triton.cdiv(size, rows)
     tiles = batch * tile_count(height, width, plan.tile)
     blocks = channel_blocks * row_blocks
-    shares, tiles_of_share = split_tiles(blocks, tiles, plan.resident, device_of(grad_hidden))
+    shares, tiles_of_share = split_evenly(blocks, tiles, plan.resident, device_of(grad_hidden))
     partials = inputs.table.new_empty((shares, size * size, channels), dtype=torch.float32)
     launch(
         offset_head_taps_kernel,

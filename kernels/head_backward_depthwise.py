@@ -4,9 +4,10 @@ import triton
 import triton.language as tl
 
 from .head_tile import depthwise, groups_of, load_pixels, store_pixels, tile_groups
+from .launch import NUMBERS, SMALL
 
 
-@triton.jit
+@triton.jit(do_not_specialize=NUMBERS, do_not_specialize_on_alignment=SMALL)
 def offset_head_features_kernel(
     grad_features,  # [B, H, W, C]
     grad_hidden,  # [B, H, W, C]
@@ -39,7 +40,7 @@ def offset_head_features_kernel(
         store_pixels(grad_features, sums[column], start, inside, channel, CHANNELS)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=NUMBERS, do_not_specialize_on_alignment=SMALL)
 def offset_head_taps_kernel(
     partials,  # [shares, k * k, C] float32
     grad_hidden,  # [B, H, W, C]

@@ -16,9 +16,10 @@ from .head_tile import (
     store_pixels,
     tile_groups,
 )
+from .launch import NUMBERS, SMALL
 
 
-@triton.jit
+@triton.jit(do_not_specialize=NUMBERS, do_not_specialize_on_alignment=SMALL)
 def offset_head_hidden_kernel(
     grad_hidden,  # [B, H, W, C] or None where not asked for
     partials,  # [shares, 5, C] float32 or None: depthwise bias, norm's weight and bias, pointwise weights

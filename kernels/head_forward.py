@@ -10,10 +10,10 @@ from torch import Tensor
 
 from .head_plan import head_plan, prepare_head
 from .head_tile import depthwise, groups_of, load_row, normal_distribution, normalise, tile_groups
-from .launch import launch, tile_count
+from .launch import NUMBERS, SMALL, launch, tile_count
 
 
-@triton.jit
+@triton.jit(do_not_specialize=NUMBERS, do_not_specialize_on_alignment=SMALL)
 def _offset_head_kernel(
     output,  # [B, 2, H, W]
     features,  # [B, H, W, C]

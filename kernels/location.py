@@ -29,7 +29,7 @@ def displace(position, raw, max_offset, size):
     """
     squashed = tanh(raw.to(tl.float32))
     wanted = position.to(tl.float32) + max_offset * squashed
-    last = (size - 1).to(tl.float32)
+    last = tl.cast(size - 1, tl.float32)
     below, above = wanted < 0.0, wanted > last
     location = tl.where(below, 0.0, tl.where(above, last, wanted))
     slope = tl.where(below | above, 0.0, max_offset * (1.0 - squashed * squashed))

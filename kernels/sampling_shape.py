@@ -11,8 +11,8 @@ SUPPORTED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 class SamplingShape(NamedTuple):
     """The struct of csrc/sampling_shape.h: strides count elements, a batch stride of 0 broadcasts a batch of 1.
 
-    The number of prompts is not here: Triton compiles a kernel anew for an argument of 1, and one
-    picture with one prompt is the commonest call of all.
+    Triton compiles a kernel anew where one of these becomes 1 or a multiple of 16. So nothing here follows from the
+    number of prompts, which changes from call to call.
     """
 
     height: int
@@ -20,7 +20,6 @@ class SamplingShape(NamedTuple):
     channels: int
     features_batch_stride: int
     identity_batch_stride: int
-    alpha_batch_stride: int
     amplitude_batch_stride: int
     offsets_batch_stride: int
     offsets_axis_stride: int
@@ -50,10 +49,10 @@ def channels_last(tensor: Tensor) -> Tensor:
     return tensor.contiguous(memory_format=torch.channels_last)
 
 
-def empty_channels_last(batch: int, like: Tensor) -> Tensor:
+def empty_channels_last(batch: int, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Uninitialised (batch, C, H, W) in (B, H, W, C) memory order, else as ``like``."""
     shape = (batch, *like.shape[1:])
-    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
+    return torch.empty(shape, dtype=dtype or like.dtype, device=like.device, memory_format=torch.channels_last)
 
 
 def prepare_inputs(
@@ -71,22 +70,25 @@ def prepare_inputs(
     features = channels_last(features)
     identity = None if identity is None else channels_last(identity)
     amplitude = None if amplitude is None else channels_last(amplitude)
-    alpha = None if alpha is None else alpha.contiguous()
-
-    def batch_stride(tensor: Tensor | None) -> int:
-        return 0 if tensor is None or tensor.shape[0] == 1 else tensor.shape[1:].numel()
-
     given = [tensor for tensor in (features, offsets, identity, alpha, amplitude) if tensor is not None]
     batch = torch.broadcast_shapes(*[tensor.shape[:1] for tensor in given])[0]
+    alpha = None if alpha is None else alpha.expand(batch, 2).contiguous()
+
+    def is_shared(tensor: Tensor) -> bool:
+        """By several prompts. One prompt has strides as many have."""
+        return tensor.shape[0] == 1 and batch > 1
+
+    def batch_stride(tensor: Tensor | None) -> int:
+        return 0 if tensor is None or is_shared(tensor) else tensor.shape[1:].numel()
+
     shape = SamplingShape(
         height=features.shape[2],
         width=features.shape[3],
         channels=features.shape[1],
         features_batch_stride=batch_stride(features),
         identity_batch_stride=batch_stride(identity),
-        alpha_batch_stride=batch_stride(alpha),
         amplitude_batch_stride=batch_stride(amplitude),
-        offsets_batch_stride=0 if offsets.shape[0] == 1 else offsets.stride(0),
+        offsets_batch_stride=0 if is_shared(offsets) else offsets.stride(0),
         offsets_axis_stride=offsets.stride(1),
         offsets_row_stride=offsets.stride(2),
         offsets_column_stride=offsets.stride(3),

@@ -15,8 +15,20 @@ def tile_pixels(tile, shape, TILE_Y: tl.constexpr, TILE_X: tl.constexpr):
 
 
 @triton.jit
+def pixels_of(shape):
+    """H * W, int64. A size of 1 is known to the compiler and no tensor: `tl.cast` takes it, a method would not."""
+    return tl.cast(shape.height, tl.int64) * shape.width
+
+
+@triton.jit
 def tiles_of(shape, TILE_Y: tl.constexpr, TILE_X: tl.constexpr):
     return tl.cdiv(shape.height, TILE_Y) * tl.cdiv(shape.width, TILE_X)
+
+
+@triton.jit
+def batch_start(prompt, stride, ALIGNMENT: tl.constexpr):
+    """int64 index of the first element of a prompt; ALIGNMENT divides the stride, and so the compiler knows it."""
+    return prompt * ((stride // ALIGNMENT) * ALIGNMENT)
 
 
 @triton.jit

@@ -13,7 +13,7 @@ from attention_cases import (
     attention_truth,
     make_attention_inputs,
 )
-from stable_sam_cuda.kernels import attention_backward, attention_forward, attention_plan
+from stable_sam_cuda.kernels import attention_backward, attention_forward, launch
 from tolerances import Tolerance, assert_matches
 from torch import Tensor
 
@@ -81,25 +81,14 @@ def test_half_types_match_the_reference(case: AttentionCase, dtype: torch.dtype)
 def test_any_number_of_shares_gives_the_same_result(splits: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The map of 5 x 17 pixels has 6 tiles or more in each kernel: 5 shares of 2 leave less or nothing to the last."""
 
-    def split(programs: int, tiles: int, resident: int, device: attention_plan.Device) -> tuple[int, int]:
+    def split(programs: int, tiles: int, resident: int, device: launch.Device) -> tuple[int, int]:
         assert tiles >= 6
         of_each = -(-tiles // splits)
         return -(-tiles // of_each), of_each
 
-    monkeypatch.setattr(attention_forward, "split_tiles", split)
-    monkeypatch.setattr(attention_backward, "split_tiles", split)
+    monkeypatch.setattr(attention_forward, "split_evenly", split)
+    monkeypatch.setattr(attention_backward, "split_evenly", split)
     check(AttentionCase("shares", batch=1, rows=4, height=5, width=17), torch.float32)
-
-
-def test_few_prompts_share_their_map_and_many_do_not() -> None:
-    """On 132 multiprocessors that hold two programs each."""
-    device = attention_plan.Device(132, True)
-    assert attention_plan.split_tiles(1, 128, 2, device) == (128, 1)
-    assert attention_plan.split_tiles(64, 128, 2, device) == (4, 32)
-    assert attention_plan.split_tiles(256, 128, 2, device) == (1, 128)
-    for programs in range(1, 600, 7):
-        splits, of_each = attention_plan.split_tiles(programs, 128, 2, device)
-        assert (splits - 1) * of_each < 128 <= splits * of_each
 
 
 @pytest.mark.usefixtures("poisoned_memory")

@@ -1,83 +1,140 @@
-"""Every Triton kernel compiled for real GPUs, without one: registers, spills and the width of memory accesses."""
+"""Every Triton kernel compiled for real GPUs, without one, by the Triton that is installed (bench/compile_matrix.py).
+
+In other processes: in this one Triton may be interpreting.
+"""
 
 import json
+import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "bench" / "triton_compile.py"
-RECORDS = SCRIPT.parent / "results" / "compile"
-KERNELS = {"forward_kernel", "locations_kernel", "gather_kernel", "pixels_kernel", "identity_sum_kernel"}
-HEAD_KERNELS = {f"offset_head_{name}" for name in ("kernel", "hidden_kernel", "features_kernel", "taps_kernel")}
-ATTENTION_WITHOUT_SPILLS = {f"attention, bfloat16, {rows} rows" for rows in (72, 160)}
-HEAD_VARIANTS = ["offset head, bfloat16", "offset head, float32"]
-TARGETS = {
-    "90": ["bfloat16", "float32", "bfloat16, amplitude per channel", "float32, 33 channels"],
-    "80": ["bfloat16", "float32"],
-}
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "bench" / "compile_matrix.py"
+SAMPLER = {"forward_kernel", "locations_kernel", "gather_kernel", "pixels_kernel", "identity_sum_kernel"}
+HEAD = {f"offset_head_{name}" for name in ("kernel", "hidden_kernel", "features_kernel", "taps_kernel")}
+ATTENTION = {"attention_kernel", "merge_kernel", "attention_tiles_kernel", "attention_rows_kernel"}
+# Compiled twice at most for one dtype and one set of gradients: for one prompt, whose result is written as it is, and
+# for many, whose results are summed in float32; the attention for few prompts, among whose map programs share, and for
+# many. The sampler's calls here are two, with and without routing.
+TWICE = {"attention_kernel": 1, "attention_tiles_kernel": 1, "gather_kernel": 2, "pixels_kernel": 1}
 
 
-def compile_for(target: str, variants: list[str], output: Path) -> list[dict]:
-    """In another process: in this one Triton may be interpreting."""
-    options = ["--targets", target, "--variants", *variants, "--output", str(output)]
-    done = subprocess.run([sys.executable, str(SCRIPT), *options], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+def run_matrix(*options: str, kernels: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """``kernels``: a folder that holds other kernels than the project's."""
+    environment = os.environ | {"TRITON_INTERPRET": "0", "OMP_NUM_THREADS": "1"}
+    if kernels is not None:
+        environment["PYTHONPATH"] = str(kernels)
+    return subprocess.run([sys.executable, SCRIPT, *options], capture_output=True, text=True, env=environment)
+
+
+def last_line(done: subprocess.CompletedProcess[str]) -> str:
+    return done.stdout.strip().splitlines()[-1]
+
+
+@pytest.fixture(scope="module", params=["80", "90"], ids="sm_{}".format)
+def record(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+    output = tmp_path_factory.mktemp("matrix") / "matrix.json"
+    done = run_matrix("--quick", "--only", request.param, "--output", str(output))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.fullmatch(r"compile matrix: \d+ compiled, 0 failed, 0 over the limit, 0 with spills", last_line(done))
     return json.loads(output.read_text())["kernels"]
 
 
-@pytest.fixture(scope="module", params=TARGETS, ids="sm_{}".format)
-def record(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
-    return compile_for(request.param, TARGETS[request.param], tmp_path_factory.mktemp("compile") / "triton.json")
-
-
 def test_every_kernel_compiles(record: list[dict]) -> None:
-    for variant in {facts["variant"] for facts in record}:
-        compiled = {facts["kernel"] for facts in record if facts["variant"] == variant}
-        assert compiled >= KERNELS - {"identity_sum_kernel"}
-    assert {facts["kernel"] for facts in record} == KERNELS
-
-
-def test_nothing_spills(record: list[dict]) -> None:
-    for facts in record:
-        assert facts["spills"] == 0 and facts["stack_bytes"] == 0, facts
+    assert {kernel["name"] for kernel in record} == SAMPLER | HEAD | ATTENTION
 
 
 def test_channels_move_16_bytes_at_a_time(record: list[dict]) -> None:
-    """Where the channel count allows it: all loads and stores of features, identity, output and their gradients."""
-    for facts in record:
-        if facts["kernel"] == "locations_kernel":
+    """Where the channel count allows it: loads and stores of features, identity, output and their gradients."""
+    for kernel in record:
+        if kernel["name"] not in SAMPLER - {"locations_kernel"} or not kernel["call"].startswith("sampler"):
             continue
-        if "33 channels" in facts["variant"] and facts["kernel"] != "identity_sum_kernel":
-            assert "128" not in facts["loads"], facts
-            continue
-        assert facts["loads"]["128"] >= 4, facts
-        assert facts["stores"]["128"] >= 1, facts
+        if "C=33" in kernel["call"]:
+            assert kernel["wide_loads"] == 0 or kernel["name"] == "identity_sum_kernel", kernel
+        else:
+            assert kernel["wide_loads"] >= 4, kernel
+            assert kernel["wide_stores"] >= 1, kernel
 
 
-def test_the_offset_head_compiles_without_spills_and_reads_16_bytes_at_a_time(tmp_path: Path) -> None:
-    record = compile_for("90", HEAD_VARIANTS, tmp_path / "triton.json")
-    for variant in HEAD_VARIANTS:
-        assert {facts["kernel"] for facts in record if facts["variant"] == variant} == HEAD_KERNELS
-    for facts in record:
-        assert facts["spills"] == 0 and facts["stack_bytes"] == 0, facts
-        # The sums of 25 taps leave registers for 4 channels of a thread.
-        width = "64" if facts["kernel"] == "offset_head_taps_kernel" and "bfloat16" in facts["variant"] else "128"
-        assert facts["loads"][width] >= 4, facts
+def test_another_number_of_prompts_compiles_nothing_anew() -> None:
+    done = run_matrix("--recompiles")
+    assert done.returncode == 0, done.stderr
+    anew = json.loads(done.stdout)
+    assert {name for kernels in anew.values() for name in kernels} == SAMPLER | HEAD | ATTENTION
+    for call, kernels in anew.items():
+        for name, count in kernels.items():
+            assert count <= TWICE.get(name, 0), (call, name)
 
 
-def test_only_the_attention_spills_in_the_record() -> None:
-    """On every target; and with the tile of 72 rows and more, on sm_90, not even that. Records of other versions of
-    Triton are files of their own."""
-    attention = json.loads((RECORDS / "triton_attention.json").read_text())["kernels"]
-    for facts in attention:
-        if facts["target"] == "sm_90" and facts["variant"] in ATTENTION_WITHOUT_SPILLS:
-            assert facts["spills"] == 0 and facts["stack_bytes"] == 0, facts
-    assert {facts["variant"] for facts in attention} >= ATTENTION_WITHOUT_SPILLS
-    names = ("triton.json", "triton_offset_head.json")
-    record = [facts for name in names for facts in json.loads((RECORDS / name).read_text())["kernels"]]
-    assert {facts["target"] for facts in record} == {f"sm_{target}" for target in (80, 86, 89, 90, 100)}
-    assert {facts["kernel"] for facts in record} >= KERNELS | HEAD_KERNELS
-    for facts in record:
-        assert facts["spills"] == 0 and facts["stack_bytes"] == 0, facts
+class Fault(NamedTuple):
+    """What is done to the kernels, which of them are compiled then, and what is found."""
+
+    file: str
+    text: str
+    replacement: str
+    match: str
+    found: str
+
+
+FAULTS = {
+    "size_of_1_is_no_tensor": Fault(
+        "location.py",
+        "tl.cast(size - 1, tl.float32)",
+        "(size - 1).to(tl.float32)",
+        "^forward_kernel, sampler float32 C=33 1x64 B=1 -1",
+        r"FAILED, \w*Error",
+    ),
+    "product_of_8_columns": Fault(
+        "attention_plan.py",
+        'plan(64, 32, (4, 4), 8, 1, precision="tf32x3")',
+        'plan(64, 32, (2, 4), 8, 1, precision="tf32x3")',
+        "^attention_kernel, attention float32 C=33 1x1 B=1 8",
+        "FAILED, (a product of 8 columns|.*K >= 16)",  # the second by Triton itself, before 3.8
+    ),
+    "shared_memory": Fault(
+        "attention_plan.py",
+        "copies * padded * rows * dtype.itemsize",
+        "0 * padded * rows * dtype.itemsize",
+        "^attention_tiles_kernel, attention bfloat16 C=256 64x64 B=64 160",
+        "of 166912 shared bytes OVER THE LIMIT",
+    ),
+    "trap": Fault(
+        "attention_tile.py",
+        "    return tl.dot(left, right, acc=acc, input_precision=PRECISION)",
+        "    return acc",
+        "^attention_rows_kernel, attention float32 C=33 1x1 B=1 8",
+        "FAILED, compiled to a trap: it loads nothing",
+    ),
+}
+
+
+def plant(folder: Path, file: str, text: str, replacement: str) -> Path:
+    """The project's kernels with one fault, in ``folder``."""
+    shutil.copytree(ROOT / "kernels", folder / "kernels", ignore=shutil.ignore_patterns("__pycache__"))
+    path = folder / "kernels" / file
+    source = path.read_text()
+    assert source.count(text) == 1
+    path.write_text(source.replace(text, replacement))
+    return folder
+
+
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
+def test_a_planted_fault_is_found(fault: Fault, tmp_path: Path) -> None:
+    planted = plant(tmp_path, fault.file, fault.text, fault.replacement)
+    selection = [] if " C=256 " in fault.match else ["--quick"]
+    done = run_matrix("--only", "80", "--match", fault.match, *selection, kernels=planted)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert re.search(fault.found, done.stdout), done.stdout + done.stderr
+    assert not last_line(done).endswith(" 0 failed, 0 over the limit, 0 with spills")
+
+
+def test_a_planted_number_that_changes_is_found(tmp_path: Path) -> None:
+    done = run_matrix("--recompiles", kernels=plant(tmp_path, "launch.py", '    "prompts",\n', ""))
+    anew = json.loads(done.stdout)
+    assert any(kernels.get("gather_kernel", 0) > TWICE["gather_kernel"] for kernels in anew.values())
