@@ -3,13 +3,13 @@
     pytest bench --benchmark-only                         everything that this machine can measure
     pytest bench -k "forward-bf16-B64" --benchmark-json FILE
     pytest bench --quick --benchmark-disable              a rehearsal: every contestant verified and called once
+    ncu pytest bench/test_deformable_sample.py -k "forward-bf16-B64-cuda" --benchmark-disable
 
 The contestants of one group are timed in turns; a contestant that is wrong fails, and gets no time.
 """
 
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,10 +17,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))  # the modules beside this one, whatever pytest's import mode
 
-from cases import Case, Run
+from cases import Contestant, Group, Run
 from timing import machine
-from turns import CLOCK, Turns
+from turns import Turns
 
+Case = tuple[Group, Contestant]
 _CASES = pytest.StashKey[dict[str, Case]]()
 _TURNS = pytest.StashKey[Turns]()
 
@@ -30,45 +31,44 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--device", choices=["cpu", "cuda"], help="default: cuda where there is one")
     group.addoption("--quick", action="store_true", help="tiny sizes, two rounds: the figures mean nothing")
     group.addoption("--compile", action="store_true", help="torch.compile at every size, and on a CPU")
-    group.addoption("--peak-memory", action="store_true", help="of attention on a CPU, too: a fresh process a case")
+    group.addoption("--peak-memory", action="store_true", help="of attention on a CPU, too: a fresh process each")
     group.addoption("--seconds", type=float, default=float("inf"), help="no group begins later than this")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "cases(make): the cases of a benchmark, from what the command line asks for")
-    config.stash[_CASES] = {}
+    config.addinivalue_line("markers", "groups(make): what a benchmark compares, from what the command line asks for")
     deadline = time.monotonic() + config.getoption("seconds")
+    config.stash[_CASES] = {}
     config.stash[_TURNS] = Turns(_run(config).device, config.getoption("quick"), deadline)
 
 
 def _run(config: pytest.Config) -> Run:
-    there = "cuda" if torch.cuda.is_available() else "cpu"
-    options = (config.getoption(name) for name in ("quick", "compile", "peak_memory"))
-    return Run(torch.device(config.getoption("device") or there), *options)
+    device = config.getoption("device") or ("cuda" if torch.cuda.is_available() else "cpu")
+    return Run(torch.device(device), *[config.getoption(name) for name in ("quick", "compile", "peak_memory")])
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    marker = metafunc.definition.get_closest_marker("cases")
-    if marker is None:
-        return
-    cases = {case.key: case for case in marker.kwargs["make"](_run(metafunc.config))}
-    metafunc.config.stash[_CASES].update(cases)
-    parameters = [
-        pytest.param(key, id=case.id, marks=pytest.mark.benchmark(group=case.group, timer=CLOCK.now))
-        for key, case in cases.items()
-    ]
-    metafunc.parametrize("case", parameters, indirect=True)
+    """One benchmark a contestant, ``forward-bf16-B64-cuda``."""
+    marker = metafunc.definition.get_closest_marker("groups")
+    parameters = []
+    for group in marker.kwargs["make"](_run(metafunc.config)) if marker else ():
+        mark = pytest.mark.benchmark(group=group.name, timer=metafunc.config.stash[_TURNS].clock.now)
+        for contestant in group.contestants:
+            name = f"{group.size}-{contestant.name.replace(', ', '_').replace(' ', '_')}"
+            parameters.append(pytest.param(f"{group.operation} {name}", id=name, marks=mark))
+            metafunc.config.stash[_CASES][f"{group.operation} {name}"] = group, contestant
+    if marker:
+        metafunc.parametrize("case", parameters, indirect=True)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Groups are of what -k and the like have left."""
-    config = session.config
-    selected: dict[str, list[Case]] = {}
+    """Who takes turns is who is left by -k and the like."""
+    cases, selected = session.config.stash[_CASES], session.config.stash[_TURNS].selected
     for item in session.items:
-        case = config.stash[_CASES].get(item.callspec.params.get("case")) if hasattr(item, "callspec") else None
-        if case is not None:
-            selected.setdefault(case.group, []).append(case)
-    config.stash[_TURNS].selected = selected
+        key = item.callspec.params.get("case") if hasattr(item, "callspec") else None
+        if key in cases:
+            group, contestant = cases[key]
+            selected.setdefault(group.name, []).append(contestant)
 
 
 @pytest.fixture
@@ -76,14 +76,12 @@ def case(request: pytest.FixtureRequest) -> Case:
     return request.config.stash[_CASES][request.param]
 
 
-@pytest.fixture(scope="session")
-def turns(request: pytest.FixtureRequest) -> Iterator[Turns]:
-    """Measures a group at its first benchmark."""
-    yield request.config.stash[_TURNS]
+@pytest.fixture
+def turns(request: pytest.FixtureRequest) -> Turns:
+    return request.config.stash[_TURNS]
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, object]) -> None:
-    device = _run(config).device
-    machine_info |= machine(device)
+    machine_info |= machine(_run(config).device)
     if not config.getoption("benchmark_disable"):
         machine_info |= config.stash[_TURNS].ceilings

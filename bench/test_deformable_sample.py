@@ -10,61 +10,49 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from cases import Case, Run
-from contestants import (
-    compiled,
-    own_backends,
-    sample,
-    sample_by_deformops,
-    sample_by_torchvision,
-    sample_eagerly,
-)
-from operations import Contestant, Limits, Operation, operation_cases
-from pytest_benchmark.fixture import BenchmarkFixture
+from cases import Contestant, Group, Run
+from contestants import compiled, own_backends, sample, sample_by_deformops, sample_by_torchvision, sample_eagerly
+from operations import Limits, Operation, operation_groups
 from shapes import sample_inputs, sizes
-from turns import Turns
 
 COMPILED_SIZES = 3  # on a GPU: compiling takes most of the time
-# An element: 4 taps and a blend; their gradients by taps, locations, shares and identity. Locations are not counted.
-FLOPS = {"forward": 10, "backward": 25, "forward+backward": 35}
+# What rounding the result to the dtype allows this project's kernels, and what rounding coordinates to it allows the
+# others (a bfloat16 grid is off by a tenth of a pixel at 64).
+OWN_ERRORS = {torch.float32: 1e-4, torch.float16: 1e-3, torch.bfloat16: 8e-3}
+OTHER_ERRORS = {torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 0.4}
 
 SAMPLE = Operation(
     truth=partial(sample, backend="reference"),
     trained=("features", "offsets", "identity", "alpha"),
-    maps={"forward": 3, "backward": 5, "forward+backward": 8},
-    flops=lambda size, mode: FLOPS[mode] * size.map_elements,
-    # What rounding the result to the dtype allows this project's kernels, and what rounding coordinates to it allows
-    # the others (a bfloat16 grid is off by a tenth of a pixel at 64).
-    limits=Limits(
-        own={torch.float32: 1e-4, torch.float16: 1e-3, torch.bfloat16: 8e-3},
-        peers={torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 0.4},
-    ),
-    unjudged=("offsets",),  # its gradient jumps at integer locations; the tests judge it elsewhere
+    unjudged=("offsets",),  # jumps at integer locations; the tests judge it elsewhere
+    maps=(3, 5),
+    flops=lambda size: 10 * size.elements,  # 4 taps and a blend; locations are not counted
+    backward_flops=2.5,  # by taps, locations, shares and identity
+    own=Limits(OWN_ERRORS, OWN_ERRORS),
+    others=Limits(OTHER_ERRORS, OTHER_ERRORS),
 )
 
 
 def samplers(run: Run, place: int) -> list[Contestant]:
     """Each in the memory layout that it prefers."""
-    own = [Contestant(name, partial(sample, backend=name), SAMPLE, name) for name in own_backends(run.device)]
-    others = [Contestant("eager", sample_eagerly, SAMPLE, nchw=True)]
-    if run.on_cuda or place == 0:  # on a CPU it takes twenty times eager's time
-        others.append(Contestant("deform_conv2d", sample_by_torchvision, SAMPLE, nchw=True))
-    if run.compiled or (run.on_cuda and not run.quick and place < COMPILED_SIZES):
-        others.append(Contestant("compile", compiled(sample_eagerly), SAMPLE, nchw=True))
-    if run.on_cuda and find_spec("deformops"):
-        others.append(Contestant("deformops", sample_by_deformops, SAMPLE))
+    made = [SAMPLE.contestant(name, partial(sample, backend=name), name) for name in own_backends(run.device)]
     if not run.on_cuda:
-        own += [Contestant("cpu, NCHW", partial(sample, backend="cpu"), SAMPLE, "cpu", nchw=True)]
-    return own + others
+        made.append(SAMPLE.contestant("cpu, NCHW", partial(sample, backend="cpu"), "cpu", nchw=True))
+    made.append(SAMPLE.contestant("eager", sample_eagerly, nchw=True))
+    if run.compiled or (run.on_cuda and not run.quick and place < COMPILED_SIZES):
+        made.append(SAMPLE.contestant("compile", compiled(sample_eagerly), nchw=True))
+    if run.on_cuda or place == 0:  # with more prompts on a CPU it takes ten times eager's time
+        made.append(SAMPLE.contestant("deform_conv2d", sample_by_torchvision, nchw=True))
+    if run.on_cuda and find_spec("deformops"):
+        made.append(SAMPLE.contestant("deformops", sample_by_deformops))
+    return made
 
 
-def sample_cases(run: Run) -> Iterator[Case]:
+def sample_groups(run: Run) -> Iterator[Group]:
     wanted = sizes(run, max_offset=2.0 if run.on_cuda else 1.0)
-    return operation_cases(
-        run, "deformable_sample", wanted, sample_inputs, partial(samplers, run), rounds=15, largest_backward=256
-    )
+    return operation_groups(run, "deformable_sample", wanted, sample_inputs, partial(samplers, run), rounds=15)
 
 
-@pytest.mark.cases(make=sample_cases)
-def test_deformable_sample(case: Case, turns: Turns, benchmark: BenchmarkFixture) -> None:
-    turns.report(case, benchmark)
+@pytest.mark.groups(make=sample_groups)
+def test_deformable_sample(case, turns, benchmark) -> None:
+    turns.report(*case, benchmark)

@@ -2,114 +2,129 @@
 
 import statistics
 import time
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import pytest
 import torch
-from cases import Case, Work
+from cases import Contestant, Group, Work
 from pytest_benchmark.fixture import BenchmarkFixture
-from timing import ReplayClock, captured, ceilings, commit, median_ratio, peak_bytes, time_in_turns
-
-CLOCK = ReplayClock()
+from timing import captured, ceilings, commit, median_ratio, peak_bytes, time_in_turns
 
 
-class Outcome(NamedTuple):
-    """Seconds of every round, and what `extra_info` gets besides the case's own facts."""
+class ReplayClock:
+    """A timer for pytest-benchmark that tells the times measured before, one a round."""
+
+    def __init__(self) -> None:
+        self._now, self._samples = 0.0, iter(())
+
+    def load(self, samples: list[float]) -> None:
+        self._samples = iter(samples)
+
+    def advance(self) -> None:
+        """What pytest-benchmark is told to time: one round, over at once."""
+        self._now += next(self._samples)
+
+    def now(self) -> float:
+        return self._now
+
+
+class Measured(NamedTuple):
+    """Seconds of every round, and what ``extra_info`` gets."""
 
     samples: list[float]
     info: dict[str, object]
 
 
 class Turns:
-    """One session's measurements; only the group at hand is kept.
+    """One session's measurements, of which only the group at hand is kept.
 
-    selected: cases by group, what -k and the like have left. deadline: by ``time.monotonic``; no group begins after it.
+    selected: contestants by their group's name, what -k and the like have left.
+    deadline: by ``time.monotonic``; no group begins after it.
     """
 
     def __init__(self, device: torch.device, quick: bool, deadline: float) -> None:
-        self.selected: dict[str, list[Case]] = {}
+        self.selected: dict[str, list[Contestant]] = {}
+        self.clock = ReplayClock()
         self._device, self._quick, self._deadline = device, quick, deadline
-        self._group: str | None = None
-        self._outcomes: dict[str, Outcome | BaseException] = {}
-        self._ceilings: dict[str, float] | None = None
+        self._group, self._problem = "", None
+        self._outcomes: dict[str, Measured | BaseException] = {}
+        self._ceilings: dict[str, float] = {}
 
     @property
     def ceilings(self) -> dict[str, float]:
         """Of this run."""
-        if self._ceilings is None:
-            self._ceilings = ceilings(self._device, self._quick)
+        self._ceilings = self._ceilings or ceilings(self._device, self._quick)
         return self._ceilings
 
-    def report(self, case: Case, benchmark: BenchmarkFixture) -> None:
-        """Give the benchmark the case's samples; without timing (--benchmark-disable) verify the case and call it once.
+    def report(self, group: Group, contestant: Contestant, benchmark: BenchmarkFixture) -> None:
+        """Give the benchmark its samples; with --benchmark-disable verify the contestant and call it once.
 
         Raises:
             WrongResultError: its results are wrong.
-            pytest.skip.Exception: another's implementation cannot do it, or the time is up.
+            pytest.skip.Exception: it cannot do this, or the time is up.
         """
+        if self._group != group.name:
+            self._group, self._problem, self._outcomes = group.name, None, {}  # what the last group held goes first
+            self._problem = group.problem()
+            if benchmark.enabled:
+                self._outcomes = self._measure(group, self.selected[group.name])
+                self._problem = None
         if benchmark.disabled:
-            work = _prepared(case, case.problem())
-            if isinstance(work, BaseException):
-                raise work
-            benchmark.pedantic(work.call)
+            benchmark.pedantic(_unless_failed(_prepared(group, contestant, self._problem)).call)
             return
-        if self._group != case.group:
-            self._group, self._outcomes = case.group, {}  # what the last group held goes first
-            self._outcomes = self._measure(self.selected[case.group])
-        outcome = self._outcomes[case.key]
-        if isinstance(outcome, BaseException):
-            raise outcome
-        CLOCK.load(outcome.samples)
-        benchmark.extra_info.update(case.facts | outcome.info)
-        benchmark.pedantic(CLOCK.advance, rounds=len(outcome.samples))
+        measured = _unless_failed(self._outcomes[contestant.name])
+        self.clock.load(measured.samples)
+        benchmark.extra_info.update(measured.info)
+        benchmark.pedantic(self.clock.advance, rounds=len(measured.samples))
 
-    def _measure(self, cases: list[Case]) -> dict[str, Outcome | BaseException]:
+    def _measure(self, group: Group, contestants: list[Contestant]) -> dict[str, Measured | BaseException]:
         if time.monotonic() > self._deadline:
-            return {case.key: pytest.skip.Exception("out of time") for case in cases}
-        problem = cases[0].problem()
-        works = {case.key: _prepared(case, problem) for case in cases}
-        outcomes: dict[str, Outcome | BaseException] = {
-            key: work for key, work in works.items() if isinstance(work, BaseException)
-        }
-        ready = [(case, work) for case in cases if isinstance(work := works[case.key], Work)]
-        if ready:
-            first, rounds = ready[0][0], 2 if self._quick else ready[0][0].rounds
-            calls = {case.contestant: work.call for case, work in ready}
-            samples = time_in_turns(calls, self._device, rounds, warm=first.cache != "cold")
-            for case, work in ready:
-                outcomes[case.key] = Outcome(samples[case.contestant], self._info(case, work, samples))
+            return {contestant.name: pytest.skip.Exception("out of time") for contestant in contestants}
+        prepared = {contestant.name: _prepared(group, contestant, self._problem) for contestant in contestants}
+        works = {name: work for name, work in prepared.items() if isinstance(work, Work)}
+        calls = {name: work.call for name, work in works.items()}
+        samples = time_in_turns(calls, self._device, 2 if self._quick else group.rounds, warm=group.cache != "cold")
+        outcomes: dict[str, Measured | BaseException] = dict(prepared)
+        for contestant in contestants:
+            if contestant.name in works:
+                info = group.facts(contestant) | self._info(works[contestant.name], contestant.name, samples)
+                peak = contestant.resident_peak or partial(peak_bytes, calls[contestant.name], self._device)
+                info["peak_bytes"] = None if group.cache == "graph" else peak()
+                outcomes[contestant.name] = Measured(samples[contestant.name], info)
+        del prepared, works, calls
         if self._device.type == "cuda":
-            del problem, works, ready
             torch.cuda.empty_cache()
         return outcomes
 
-    def _info(self, case: Case, work: Work, samples: dict[str, list[float]]) -> dict[str, object]:
-        median = statistics.median(samples[case.contestant])
-        ratios = {
-            other: median_ratio(times, samples[case.contestant])
-            for other, times in samples.items()
-            if other != case.contestant
-        }
-        info: dict[str, object] = {"error": max(work.errors.values()), "errors": work.errors, "ratios": ratios}
-        info |= {"commit": commit(), "gb_per_s": None, "percent_of_copy": None, "percent_of_matmul": None}
-        if case.ideal_bytes is not None:
-            info["gb_per_s"] = rate = 1e-9 * case.ideal_bytes / median
-            info["percent_of_copy"] = 100 * rate / self.ceilings["copy_gb_per_s"]
-        if case.flops is not None:
-            info["percent_of_matmul"] = 1e-10 * case.flops / median / self.ceilings["matmul_tflop_per_s"]
-        peak = case.resident_peak or (lambda: peak_bytes(work.call, self._device))
-        return info | {"peak_bytes": peak() if case.cache != "graph" else None}
+    def _info(self, work: Work, name: str, samples: dict[str, list[float]]) -> dict[str, object]:
+        own, median = samples[name], statistics.median(samples[name])
+        info: dict[str, object] = {"commit": commit(), "error": max(work.errors.values()), "errors": work.errors}
+        info["ratios"] = {other: median_ratio(times, own) for other, times in samples.items() if other != name}
+        info |= {"ideal_bytes": work.ideal_bytes, "flops": work.flops}
+        info |= {"gb_per_s": None, "percent_of_copy": None, "percent_of_matmul": None}
+        if work.ideal_bytes is not None:
+            info["gb_per_s"] = 1e-9 * work.ideal_bytes / median
+            info["percent_of_copy"] = 100 * info["gb_per_s"] / self.ceilings["copy_gb_per_s"]
+        if work.flops is not None:
+            info["percent_of_matmul"] = 1e-10 * work.flops / median / self.ceilings["matmul_tflop_per_s"]
+        return info
 
 
-def _prepared(case: Case, problem: object) -> Work | BaseException:
-    """The verified work, or why there is none: one contestant's failure must not cost the others their figures."""
+def _unless_failed(outcome: Any) -> Any:
+    if isinstance(outcome, BaseException):
+        raise outcome
+    return outcome
+
+
+def _prepared(group: Group, contestant: Contestant, problem: object) -> Work | BaseException:
+    """Its verified work, or why there is none: one contestant's failure must not cost the others their figures."""
     try:
-        work = case.prepare(problem)
-    except AssertionError as error:
-        return error
-    except Exception as error:  # a compiler's, too
-        return error if case.own else pytest.skip.Exception(f"{type(error).__name__}: {str(error)[:300]}")
-    if case.cache != "graph":
+        work = contestant.prepare(problem)
+    except Exception as error:
+        cannot = isinstance(error, torch.OutOfMemoryError) or "not implemented for" in str(error)
+        return pytest.skip.Exception(str(error)[:300]) if cannot else error
+    if group.cache != "graph":
         return work
     try:
         return work._replace(call=captured(work.call))
