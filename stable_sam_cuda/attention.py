@@ -15,6 +15,7 @@ from stable_sam_cuda.backends import Backend, choose_for_attention, warn_unfused
 from stable_sam_cuda.checks import check_alike, check_batched, check_dtype, check_image, check_max_offset, check_tensors
 from stable_sam_cuda.ops import reference
 from stable_sam_cuda.ops.autocast import autocast_dtype
+from stable_sam_cuda.ops.triton import NoPlanFitsError
 from stable_sam_cuda.sampling import sample_with
 
 # Absorption takes heads * T rows of C channels to every pixel: from here on projecting the pixels is cheaper.
@@ -72,8 +73,8 @@ def deformable_attention(
     does not change their softmax. Only ``backend="reference"`` can be differentiated twice. A NaN offset makes its
     pixel NaN, and so the whole prompt; an infinite one saturates at ``max_offset``.
 
-    For more than 64 queries, or with a backend that has no fused kernel, u is sampled first and projected, with one
-    `UnfusedAttentionWarning`.
+    For more than 64 queries, with a backend that has no fused kernel, or on a GPU without the resources for Triton's, u
+    is sampled first and projected, with one `UnfusedAttentionWarning`.
 
     Raises:
         TypeError: an argument is not a tensor, or tensors of different or unsupported dtypes were given.
@@ -99,11 +100,15 @@ def deformable_attention(
         fused = False
 
     q = F.linear(queries, q_weight, q_bias).unflatten(-1, (num_heads, -1)).expand(batch, -1, -1, -1)
+    heads = None
     if fused:
-        heads = _absorbed(chosen, dtype, q, maps, k_weight, v_weight, v_bias, float(max_offset))
-        if k_bias.requires_grad and torch.is_grad_enabled():
-            heads = heads + k_bias[:0].sum()  # 0, and a gradient of exact zeros
-    else:
+        try:
+            heads = _absorbed(chosen, dtype, q, maps, k_weight, v_weight, v_bias, float(max_offset))
+            if k_bias.requires_grad and torch.is_grad_enabled():
+                heads = heads + k_bias[:0].sum()  # 0, and a gradient of exact zeros
+        except NoPlanFitsError as error:
+            warn_unfused(str(error))
+    if heads is None:
         heads = _projected(chosen, q, maps, k_weight, k_bias, v_weight, v_bias, float(max_offset))
     return F.linear(heads, out_weight, out_bias)
 

@@ -18,7 +18,12 @@ def _import_kernels() -> tuple[Any, str | None]:
     return kernels, None
 
 
+class _NeverRaisedError(Exception):
+    """What kernels that are not there raise."""
+
+
 _kernels, _reason = _import_kernels()
+NoPlanFitsError: type[Exception] = _NeverRaisedError if _kernels is None else _kernels.NoPlanFitsError
 
 
 def interprets() -> bool:

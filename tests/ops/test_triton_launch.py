@@ -9,6 +9,7 @@ from attention_cases import AttentionCase, make_attention_inputs
 from stable_sam_cuda.kernels import attention_forward, attention_plan, launch
 from triton.runtime.errors import OutOfResources
 
+import stable_sam_cuda
 from stable_sam_cuda import kernels
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -123,6 +124,27 @@ def test_where_none_fits_nothing_is_launched(monkeypatch: pytest.MonkeyPatch) ->
     ):
         kernels.sampled_attention(*inputs.values(), 1.5)
     assert asked == []
+
+
+@pytest.mark.usefixtures("nothing_refused")
+def test_where_none_fits_the_public_function_samples_first_and_says_so() -> None:
+    inputs, _ = make_attention_inputs(AttentionCase("large", channels=16), torch.float32)
+    inputs = {name: tensor for name, tensor in inputs.items() if name != "query_rows"}
+    inner = 8
+    weights = {f"{name}_weight": torch.randn(inner, 16) for name in "qkv"} | {"out_weight": torch.randn(16, inner)}
+    weights |= {f"{name}_bias": torch.randn(inner) for name in "qkv"} | {"out_bias": torch.randn(16)}
+    queries = torch.randn(2, 3, 16)
+
+    def attend(backend: str) -> torch.Tensor:
+        options = {"num_heads": 2, "max_offset": 1.5, "backend": backend}
+        return stable_sam_cuda.deformable_attention(queries, **inputs, **weights, **options)
+
+    with (
+        launch.assuming(launch.Device(20, 1024, 80)),
+        pytest.warns(stable_sam_cuda.UnfusedAttentionWarning, match="a block may have 1024 shared bytes"),
+    ):
+        unfused = attend("triton")
+    assert torch.allclose(unfused, attend("reference"), rtol=1e-4, atol=1e-4)
 
 
 def test_few_prompts_share_their_map_and_many_do_not() -> None:
