@@ -58,7 +58,7 @@ bench: $(VENV)/.installed-dev
 
 bench-quick: $(VENV)/.installed-dev
 	@echo "==> benchmarks, once and untimed"
-	$(BIN)/python -m pytest bench --quick --benchmark-disable -q
+	$(BIN)/python -m pytest bench --quick --benchmark-disable -q -n 2 --dist loadfile
 
 performance: $(VENV)/.installed-dev
 	$(BIN)/python bench/report.py

@@ -3,10 +3,11 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python="${PYTHON:-python3}"
-# What such a machine lacks may have come along. What is there goes first, so that nothing else changes its version.
-if compgen -G "wheels/*.whl" >/dev/null; then
-    "$python" -m pip install --quiet --no-index --no-deps --no-compile --upgrade --target build/wheels wheels/*.whl ||
-        echo "wheels/: could not be installed; going on without" >&2
-    export PYTHONPATH="${PYTHONPATH:+$PYTHONPATH:}$PWD/build/wheels"
-fi
+# What such a machine lacks may have come along in wheels/; one that does not fit must not cost the others.
+for wheel in wheels/*.whl; do
+    [ -e "$wheel" ] || continue
+    "$python" -m pip install --quiet --no-index --no-deps --no-compile --upgrade --target build/wheels "$wheel" ||
+        echo "$wheel: could not be installed; going on without" >&2
+done
+export PYTHONPATH="${PYTHONPATH:+$PYTHONPATH:}$PWD/build/wheels"
 exec "$python" bench/on_gpu.py "$@"

@@ -1,9 +1,5 @@
-"""Writes docs/performance.md and its pictures from the records under bench/results/: `python bench/report.py`.
+"""Writes docs/performance.md and its pictures from the records under bench/results/: `python bench/report.py`."""
 
-python bench/report.py [--results bench/results] [--document docs/performance.md]
-"""
-
-import argparse
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -112,8 +108,4 @@ def write(results: Path, document: Path) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--results", type=Path, default=ROOT / "bench" / "results")
-    parser.add_argument("--document", type=Path, default=ROOT / "docs" / "performance.md")
-    options = parser.parse_args()
-    write(options.results, options.document)
+    write(ROOT / "bench" / "results", ROOT / "docs" / "performance.md")
