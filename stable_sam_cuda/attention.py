@@ -6,6 +6,7 @@ is one kernel, `sampled_attention`, that attends from rows of C channels, one fo
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -129,8 +130,8 @@ def _absorbed(
     rows = torch.einsum("bthd,hdc->bhtc", scaled, k_weight.unflatten(0, (heads, -1))).flatten(1, 2)
     operations = torch.ops.stable_sam_cuda
     if chosen is Backend.REFERENCE:
-        rows, *tensors = [tensor.to(dtype) for tensor in (rows, *maps.values())]
-        pooled, _ = reference.sampled_attention(rows, *tensors, max_offset)
+        arguments: list[Any] = [*(tensor.to(dtype) for tensor in (rows, *maps.values())), max_offset]
+        pooled, _ = reference.sampled_attention(*arguments)
     elif chosen is Backend.TRITON:
         pooled, _ = operations.sampled_attention_triton(rows, *maps.values(), max_offset)
     else:
@@ -182,6 +183,7 @@ def _check(
     batch = check_batched({**maps, "queries": queries}, {**expected, "queries": (tuple(queries.shape[1:]),)}, features)
 
     inner = weights["q_weight"].shape[0] if weights["q_weight"].dim() > 0 else 0
+    shapes: dict[str, tuple[int, ...]]
     shapes = {name: (inner, channels) for name in ("q_weight", "k_weight", "v_weight")}
     shapes |= {name: (inner,) for name in ("q_bias", "k_bias", "v_bias")}
     shapes |= {"out_weight": (channels, inner), "out_bias": (channels,)}

@@ -1,6 +1,7 @@
 """Checks of user input that the functions share: every error names the argument, what was expected and what came."""
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _LARGEST_MAX_OFFSET = float(2**24)
 
 
-def check_tensors(tensors: dict[str, object]) -> None:
+def check_tensors(tensors: Mapping[str, object]) -> None:
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name}: expected a torch.Tensor, got {type(tensor).__name__}")

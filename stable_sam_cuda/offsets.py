@@ -1,6 +1,7 @@
 """The head of the offset network as one function: user checks and the choice of a backend."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -65,9 +66,8 @@ def offset_head(
     dtype = autocast_dtype(features)
     chosen = choose_for_offset_head(backend, features.device, dtype)
     if chosen is Backend.REFERENCE:
-        return reference.offset_head(
-            features.to(dtype), *(parameter.to(dtype) for parameter in parameters.values()), float(eps)
-        )
+        arguments: list[Any] = [*(tensor.to(dtype) for tensor in (features, *parameters.values())), float(eps)]
+        return reference.offset_head(*arguments)
     operations = torch.ops.stable_sam_cuda
     operation = operations.offset_head_triton if chosen is Backend.TRITON else operations.offset_head
     return operation(features, *parameters.values(), float(eps))
@@ -86,6 +86,7 @@ def _check(features: Tensor, parameters: dict[str, Tensor], eps: float) -> None:
         raise ValueError(
             f"depthwise_weight: expected shape ({channels}, 1, k, k) with k odd, got {tuple(weight.shape)}"
         )
+    shapes: dict[str, tuple[int, ...]]
     shapes = dict.fromkeys(("depthwise_bias", "norm_weight", "norm_bias"), (channels,))
     shapes |= {"depthwise_weight": tuple(weight.shape), "pointwise_weight": (2, channels, 1, 1), "pointwise_bias": (2,)}
     for name, parameter in parameters.items():

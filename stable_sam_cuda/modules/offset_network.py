@@ -1,5 +1,7 @@
 """The offset network of deformable sampling (Stable-SAM, figure 3b)."""
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -38,11 +40,10 @@ class OffsetNetwork(nn.Module):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Identity projection and zero offsets; the depthwise convolution keeps PyTorch's default."""
-        channels = self.projection.out_channels
-        self.projection.weight.copy_(torch.eye(channels, device=self.projection.weight.device)[:, :, None, None])
-        self.projection.bias.zero_()
-        self.pointwise.weight.zero_()
-        self.pointwise.bias.zero_()
+        weight, bias = self.projection.parameters()
+        weight.copy_(torch.eye(len(weight), device=weight.device)[:, :, None, None])
+        for parameter in (bias, *self.pointwise.parameters()):
+            parameter.zero_()
 
     def forward(self, features: Tensor, backend: Backend | str = Backend.AUTO) -> tuple[Tensor, Tensor]:
         """Features (B, C, H, W) -> projected features x* (B, C, H, W) and raw offsets (B, 2, H, W).
@@ -52,7 +53,7 @@ class OffsetNetwork(nn.Module):
         projected = self.projection(features)
         serving = find_for_offset_head(backend, projected.device, autocast_dtype(projected))
         if serving is not None and self._head_is_plain():
-            parameters = [p for layer in self._head() for p in (layer.weight, layer.bias)]
+            parameters = cast("list[Tensor]", [p for layer in self._head() for p in (layer.weight, layer.bias)])
             return projected, offset_head(projected, *parameters, eps=self.norm.eps, backend=serving)
         hidden = F.gelu(self.norm(self.depthwise(projected).permute(0, 2, 3, 1)))
         # As a matrix product the two-channel convolution is several times faster on a CPU.

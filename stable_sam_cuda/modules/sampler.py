@@ -79,8 +79,8 @@ class DeformableSampler(nn.Module):
         if self.amplitude == "conv":
             return None
         head = nn.Conv2d(self.channels, 1 if self.amplitude == "location" else self.channels, 1)
-        nn.init.zeros_(head.weight)
-        nn.init.zeros_(head.bias)
+        for parameter in head.parameters():
+            nn.init.zeros_(parameter)
         return head
 
     def config(self) -> dict[str, int | float | str]:
@@ -124,13 +124,13 @@ class DeformableSampler(nn.Module):
 
     def _sample(self, features: Tensor, identity: Tensor | None = None, alpha: Tensor | None = None) -> Tensor:
         projected, offsets = self.offset_network(features, self.backend)
-        modulated = self.amplitude_head is not None
+        head = self.amplitude_head
         return deformable_sample(
-            features if modulated else projected,
+            projected if head is None else features,
             offsets,
             identity=identity,
             alpha=alpha,
-            amplitude=2 * torch.sigmoid(self.amplitude_head(projected)) if modulated else None,
+            amplitude=None if head is None else 2 * torch.sigmoid(head(projected)),
             max_offset=self.max_offset,
             backend=self.backend,
         )

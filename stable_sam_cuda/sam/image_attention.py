@@ -14,7 +14,7 @@ Shapes: tokens (B, T, C); image features (B or 1, N, C) of N locations; projecti
 """
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 import torch
 from segment_anything.modeling.transformer import Attention
@@ -31,7 +31,7 @@ class Projected(NamedTuple):
     queries: Tensor  # of the image-to-token attention, positional encoding included
 
 
-def can_fold(attention: nn.Module) -> bool:
+def can_fold(attention: nn.Module) -> TypeGuard[Attention]:
     """Whether the attention is SAM's own in all parts, so that its weights say what it computes."""
     return is_plain(attention, Attention) and all_plain(
         (attention.q_proj, attention.k_proj, attention.v_proj, attention.out_proj), nn.Linear
@@ -69,7 +69,7 @@ def add_attention_to_tokens(
     keys: Tensor,
     values: Tensor,
     position: Tensor,
-    projected: Projected | None = None,
+    queries: Tensor | None = None,
 ) -> Tensor:
     """``features + attention(q=features + encoding, k=keys, v=values)``: (B, N, C).
 
@@ -77,13 +77,13 @@ def add_attention_to_tokens(
         features: (B or 1, N, C).
         keys, values: (B, T, C), of the tokens.
         position: the encoding's projection by ``q_proj``, bias included, (1, N, inner).
-        projected: queries of ``features`` where they are there already.
+        queries: of ``features``, encoding included, (1, N, inner), where they are there already.
     """
     heads = attention.num_heads
     rows, values = scaled(attention, attention.k_proj(keys)), attention.v_proj(values)
     batch, count, _ = rows.shape
-    if projected is not None:
-        logits = by_head(rows, heads) @ by_head(projected.queries, heads).transpose(1, 2)
+    if queries is not None:
+        logits = by_head(rows, heads) @ by_head(queries, heads).transpose(1, 2)
         logits = logits.unflatten(1, (batch, count)).transpose(0, 1)
     else:
         logits = _logits(rows, features, attention.q_proj.weight, position, heads)

@@ -42,13 +42,16 @@ def project_position(decoder: MaskDecoder, image_pe: Tensor) -> Position:
     return Position(image_pe, encoding, tuple(blocks), final.k_proj(encoding) if can_fold(final) else None)
 
 
-def project_image(block: TwoWayAttentionBlock, features: Tensor, position: BlockPosition) -> Projected:
-    """Keys, values and queries of image features (1, N, C); ``position`` of two attentions that are SAM's own."""
+def project_image(block: TwoWayAttentionBlock, features: Tensor, key_pe: Tensor, query_pe: Tensor) -> Projected:
+    """Keys, values and queries of image features (1, N, C), by two attentions that are SAM's own.
+
+    key_pe, query_pe: `BlockPosition`'s keys and queries.
+    """
     to_image, to_token = block.cross_attn_token_to_image, block.cross_attn_image_to_token
     return Projected(
-        keys=position.keys + features @ to_image.k_proj.weight.t(),
+        keys=key_pe + features @ to_image.k_proj.weight.t(),
         values=to_image.v_proj(features),
-        queries=position.queries + features @ to_token.q_proj.weight.t(),
+        queries=query_pe + features @ to_token.q_proj.weight.t(),
     )
 
 

@@ -4,6 +4,7 @@ The encoder takes 512 px and works at stride 8, so the image embedding is SAM's 
 ``segment_anything``'s predictor, prompt encoder and mask decoder serve it unchanged.
 """
 
+from os import PathLike
 from pathlib import Path
 
 import torch
@@ -149,7 +150,7 @@ def new_sam_lite(variant: str = "lite0", image_size: int = IMAGE_SIZE) -> Sam:
     ).eval()
 
 
-def build_sam_lite(checkpoint: str | Path | None = None) -> Sam:
+def build_sam_lite(checkpoint: str | PathLike[str] | None = None) -> Sam:
     """The trained ``sam_lite`` in float32, from the package's own weights or a safetensors file.
 
     Raises:

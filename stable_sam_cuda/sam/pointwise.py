@@ -7,7 +7,7 @@ from torch.nn import functional as F
 ROW = 64
 
 
-def pointwise_linear(features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def pointwise_linear(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``F.linear`` of image features (B, N, C) with weight (C', C): (B, N, C').
 
     On a CPU as a 1x1 convolution of channels-last memory, of which all changes of shape are views: PyTorch gives

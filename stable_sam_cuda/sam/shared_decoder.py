@@ -143,8 +143,8 @@ def _project_if_cheaper(
     if tokens.shape[0] * tokens.shape[1] * attention.num_heads <= attention.internal_dim:
         return None
     if isinstance(block, StableTwoWayAttentionBlock):
-        return share_sampling(block, features, position) if block.can_share() else None
-    return project_image(block, features, position)
+        return share_sampling(block, features, position.keys, position.queries) if block.can_share() else None
+    return project_image(block, features, position.keys, position.queries)
 
 
 def _block(
@@ -179,7 +179,8 @@ def _block(
     if position.queries is None:
         attended = to_token(q=(features + encoding).expand(len(tokens), -1, -1), k=tokens + token_pe, v=tokens)
         return tokens, block.norm4(features + attended)
-    summed = add_attention_to_tokens(to_token, features, tokens + token_pe, tokens, position.queries, projected)
+    image_queries = None if projected is None else projected.queries
+    summed = add_attention_to_tokens(to_token, features, tokens + token_pe, tokens, position.queries, image_queries)
     return tokens, block.norm4(summed)
 
 

@@ -16,7 +16,6 @@ from segment_anything.modeling.transformer import Attention
 from torch import Tensor
 
 from stable_sam_cuda.sam.image_attention import by_head, joined, scaled
-from stable_sam_cuda.sam.image_keys import BlockPosition
 from stable_sam_cuda.sam.stable_block import StableTwoWayAttentionBlock
 
 
@@ -31,14 +30,19 @@ class SharedSampling(NamedTuple):
     queries: Tensor
 
 
-def share_sampling(block: StableTwoWayAttentionBlock, features: Tensor, position: BlockPosition) -> SharedSampling:
-    """Sample and project image features (1, N, C); ``position`` of two attentions that are SAM's own."""
+def share_sampling(
+    block: StableTwoWayAttentionBlock, features: Tensor, key_pe: Tensor, query_pe: Tensor
+) -> SharedSampling:
+    """Sample and project image features (1, N, C), for two attentions that are SAM's own.
+
+    key_pe, query_pe: `BlockPosition`'s keys and queries.
+    """
     to_image, to_token = block.cross_attn_token_to_image, block.cross_attn_image_to_token
     heads = to_image.num_heads
     both = torch.cat([block.deformed(features), features])  # (2, N, C): s, x
-    keys = torch.cat([both @ to_image.k_proj.weight.t(), position.keys])
+    keys = torch.cat([both @ to_image.k_proj.weight.t(), key_pe])
     values = both @ to_image.v_proj.weight.t()
-    queries = position.queries + features @ to_token.q_proj.weight.t()
+    queries = query_pe + features @ to_token.q_proj.weight.t()
     return SharedSampling(_side_by_side(keys, heads), _side_by_side(values, heads), queries)
 
 

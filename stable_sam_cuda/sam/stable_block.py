@@ -71,9 +71,10 @@ class StableTwoWayAttentionBlock(TwoWayAttentionBlock):
         keys and key_pe: (B or 1, H * W, C).
         """
         attention = self.cross_attn_token_to_image
-        layers = (attention.q_proj, attention.k_proj, attention.v_proj, attention.out_proj)
-        parameters = (parameter for layer in layers for parameter in (layer.weight, layer.bias))
-        weights = AttentionWeights(*parameters, num_heads=attention.num_heads)
+        q, k, v, out = attention.q_proj, attention.k_proj, attention.v_proj, attention.out_proj
+        weights = AttentionWeights(
+            q.weight, q.bias, k.weight, k.bias, v.weight, v.bias, out.weight, out.bias, attention.num_heads
+        )
         return attend_fused(self.plugin, weights, queries, _as_map(keys), _as_map(key_pe), output_token)
 
     def can_share(self) -> bool:

@@ -49,5 +49,6 @@ def mask_logits(decoder: MaskDecoder, features: Tensor, mask_tokens: Tensor, mas
 def _double(convolution: nn.ConvTranspose2d, features: Tensor) -> Tensor:
     """(B, N, C) -> (B, N * 4, C'): the four pixels (y', x') that each pixel becomes."""
     weight = convolution.weight.permute(2, 3, 1, 0).flatten(0, 2)
-    doubled = pointwise_linear(features, weight, convolution.bias.repeat(4))
+    bias = None if convolution.bias is None else convolution.bias.repeat(4)
+    doubled = pointwise_linear(features, weight, bias)
     return doubled.unflatten(-1, (4, -1)).flatten(1, 2)
