@@ -1,5 +1,6 @@
 """Builds the CUDA kernels for the host under tests/cuda/shim and runs them on tensors."""
 
+import ctypes
 import math
 import os
 import struct
@@ -10,6 +11,8 @@ from pathlib import Path
 import torch
 from sample_inputs import NAMES
 from torch import Tensor
+
+from stable_sam_cuda.ops.schema import SCHEMAS
 
 ROOT = Path(__file__).resolve().parents[1]
 SHIM = ROOT / "tests" / "cuda" / "shim"
@@ -31,6 +34,37 @@ def build(folder: Path, sources: Path = ROOT / "csrc", defines: tuple[str, ...] 
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(command)}\n{done.stderr}")
     return HostKernels(program, folder)
+
+
+RENAMED = {  # torch's functions that the shim counts
+    "torch_call_dispatcher": "shim_call_dispatcher",
+    "aoti_torch_create_device_guard": "shim_create_device_guard",
+    "aoti_torch_delete_device_guard": "shim_delete_device_guard",
+    "aoti_torch_get_current_cuda_stream": "shim_get_current_cuda_stream",
+}
+
+
+class HostOperators:
+    """The operators' entry points: ``operators.deformable_sample`` and its backward take tensors of the CPU."""
+
+    def __init__(self, folder: Path) -> None:
+        """Compile them into ``folder``; once a process, because they are registered."""
+        torch_folder = Path(torch.__file__).parent
+        defines = ["-DUSE_CUDA", "-DTORCH_STABLE_ONLY", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
+        defines += [f"-D{name}={own}" for name, own in RENAMED.items()]
+        files = [str(SHIM / "operators_on_host.cpp"), str(SHIM / "block_runner.cpp")]
+        command = [*COMPILE, "-shared", "-fPIC", *defines, f"-I{SHIM}", f"-I{ROOT / 'csrc' / 'cuda'}", "-isystem"]
+        command += [str(torch_folder / "include"), *files, f"-L{torch_folder / 'lib'}", "-ltorch_cpu"]
+        library = folder / "operators_on_host.so"
+        done = subprocess.run([*command, "-o", str(library)], capture_output=True, text=True)
+        if done.returncode != 0:
+            raise RuntimeError(f"{' '.join(command)}\n{done.stderr}")
+        self._schemas = torch.library.Library("stable_sam_on_host", "DEF")
+        for name in ("deformable_sample", "deformable_sample_backward"):
+            self._schemas.define(name + SCHEMAS[name])
+        torch.ops.load_library(library)
+        self.operators = torch.ops.stable_sam_on_host
+        self.shim = ctypes.CDLL(str(library))
 
 
 @dataclass(frozen=True)

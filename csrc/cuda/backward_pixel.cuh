@@ -36,7 +36,7 @@ __device__ __forceinline__ PixelDots differentiate_channels(const BackwardArgume
   for (int channel = group.rank() * Width; channel < channels; channel += group.size() * Width) {
     Pack<T, Width> gradient, untouched, modulation, top_left, top_right, bottom_left, bottom_right;
     const int at = pixel * channels + channel;
-    if (reads_identity) untouched.load_once(prompt.identity + at);
+    untouched.load_once_if(reads_identity, prompt.identity + at, arguments.shape.identity_batch_stride == 0);
     gradient.load(arguments.grad_output + prompt.output_map + at);
     if (ChannelAmplitude) modulation.load(prompt.amplitude + at);
     if (reads_taps) {

@@ -9,8 +9,8 @@ namespace stable_sam {
 Tensor deformable_sample_cuda(const Tensor& features, const Tensor& offsets, const std::optional<Tensor>& identity,
                               const std::optional<Tensor>& alpha, const std::optional<Tensor>& amplitude,
                               double max_offset) {
-  const DeviceInputs inputs(features, offsets, identity, alpha, amplitude, max_offset);
   const DeviceOf device(features);
+  const DeviceInputs inputs(features, offsets, identity, alpha, amplitude, max_offset);
   const SamplingShape& shape = inputs.shape;
   const Tensor output = empty_channels_last(features, {shape.batch, shape.channels, shape.height, shape.width});
   if (output.numel() == 0) return output;

@@ -60,8 +60,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> deformable_sample_backward_cu
     const Tensor& grad_output, const Tensor& features, const Tensor& offsets, const std::optional<Tensor>& identity,
     const std::optional<Tensor>& alpha, const std::optional<Tensor>& amplitude, double max_offset, int64_t grad_mask,
     bool /*deterministic*/) {
-  const DeviceInputs inputs(features, offsets, identity, alpha, amplitude, max_offset);
   const DeviceOf device(features);
+  const DeviceInputs inputs(features, offsets, identity, alpha, amplitude, max_offset);
   const SamplingShape& shape = inputs.shape;
   check_alike("grad_output", grad_output, features, 4);
   STD_TORCH_CHECK(grad_output.size(0) == shape.batch, "grad_output: expected batch ", shape.batch, ", got ",

@@ -74,8 +74,8 @@ __global__ void __launch_bounds__(kThreadsPerBlock, kForwardBlocks)
     for (int channel = group.rank() * Width; channel < channels; channel += group.size() * Width) {
       Pack<T, Width> top_left, top_right, bottom_left, bottom_right, untouched, modulation;
       const int at = pixel * channels + channel;
-      if (has_identity) untouched.load_once(identity + at);
-      if (ChannelAmplitude) modulation.load_once(amplitude + at);
+      untouched.load_once_if(has_identity, identity + at, shape.identity_batch_stride == 0);
+      if (ChannelAmplitude) modulation.load_once_if(true, amplitude + at, shape.amplitude_batch_stride == 0);
       const int from = tap.top_left + channel;
       top_left.load(features + from);
       top_right.load(features + from + tap.right);

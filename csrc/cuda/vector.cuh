@@ -97,8 +97,14 @@ struct Pack {
   // Cached: neighbouring pixels of the tile read the same values.
   __device__ __forceinline__ void load(const T* source) { bits = __ldg(reinterpret_cast<const uint4*>(source)); }
 
-  // Read once: leave the caches to those who come again.
-  __device__ __forceinline__ void load_once(const T* source) { bits = __ldcs(reinterpret_cast<const uint4*>(source)); }
+  // Where `wanted`, read once by its prompt: leave the caches to those who come again, unless all prompts read the
+  // same. Two conditions and no choice between loads: behind a branch ptxas moves the load to its use, after all
+  // arithmetic.
+  __device__ __forceinline__ void load_once_if(bool wanted, const T* source, bool shared) {
+    const uint4* const from = reinterpret_cast<const uint4*>(source);
+    if (wanted && !shared) bits = __ldcs(from);
+    if (wanted && shared) bits = __ldg(from);
+  }
 
   __device__ __forceinline__ void store_once(T* target) const { __stcs(reinterpret_cast<uint4*>(target), bits); }
 
@@ -126,7 +132,9 @@ struct Pack<T, 1> {
 
   __device__ __forceinline__ Pack() : element(from_float<T>(0.0f)) {}
   __device__ __forceinline__ void load(const T* source) { element = *source; }
-  __device__ __forceinline__ void load_once(const T* source) { element = *source; }
+  __device__ __forceinline__ void load_once_if(bool wanted, const T* source, bool /*shared*/) {
+    if (wanted) element = *source;
+  }
   __device__ __forceinline__ void store_once(T* target) const { *target = element; }
   __device__ __forceinline__ void unpack(float (&values)[1]) const { values[0] = to_float(element); }
   __device__ __forceinline__ void pack(const float (&values)[1]) { element = from_float<T>(values[0]); }

@@ -13,6 +13,13 @@
 
 #include "cuda_runtime.h"
 
+#if !defined(__SANITIZE_ADDRESS__)
+extern "C" {
+void __sanitizer_start_switch_fiber(void**, const void*, std::size_t) {}
+void __sanitizer_finish_switch_fiber(void*, const void**, std::size_t*) {}
+}
+#endif
+
 shim::Index threadIdx;
 shim::Index blockIdx;
 

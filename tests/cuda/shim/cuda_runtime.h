@@ -26,6 +26,12 @@ struct [[gnu::may_alias]] alignas(16) uint4 {
   unsigned x, y, z, w;
 };
 
+namespace shim {
+
+inline long evict_first_loads = 0;
+
+}  // namespace shim
+
 inline float2 make_float2(float x, float y) { return {x, y}; }
 inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 
@@ -46,6 +52,7 @@ T __ldg(const T* source) {
 
 template <typename T>
 T __ldcs(const T* source) {
+  ++shim::evict_first_loads;
   return *source;
 }
 
@@ -80,8 +87,39 @@ inline bool __any_sync(unsigned mask, bool vote, std::source_location where = st
 
 inline void __syncthreads(std::source_location where = std::source_location::current()) { shim::barrier(where); }
 
-enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1 };
+enum cudaError_t {
+  cudaSuccess = 0,
+  cudaErrorInvalidValue = 1,
+  cudaErrorNoKernelImageForDevice = 209,
+  cudaErrorECCUncorrectable = 214,
+  cudaErrorIllegalAddress = 700,
+  cudaErrorLaunchTimeout = 702,
+  cudaErrorAssert = 710,
+  cudaErrorHardwareStackError = 714,
+  cudaErrorIllegalInstruction = 715,
+  cudaErrorMisalignedAddress = 716,
+  cudaErrorInvalidAddressSpace = 717,
+  cudaErrorInvalidPc = 718,
+  cudaErrorLaunchFailure = 719,
+};
 using cudaStream_t = void*;
+
+namespace shim {
+
+inline cudaError_t last_error = cudaSuccess;  // as CUDA remembers it, until somebody fetches it
+inline cudaError_t refusal = cudaSuccess;     // what every launch is refused with
+
+}  // namespace shim
+
+inline cudaError_t cudaGetLastError() {
+  const cudaError_t error = shim::last_error;
+  shim::last_error = cudaSuccess;
+  return error;
+}
+
+inline const char* cudaGetErrorString(cudaError_t error) {
+  return error == cudaErrorIllegalAddress ? "an illegal memory access was encountered" : "the launch was refused";
+}
 
 struct dim3 {
   unsigned x = 1, y = 1, z = 1;
@@ -102,7 +140,10 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* configuration, void (*k
   const bool possible = configuration->gridDim.x >= 1 && configuration->gridDim.x <= 0x7fffffffu &&
                         configuration->blockDim.x >= 1 && configuration->blockDim.x <= 1024 &&
                         configuration->dynamicSmemBytes <= shim::kBlockMemoryBytes;
-  if (!possible) return cudaErrorInvalidValue;
+  if (!possible || shim::refusal != cudaSuccess) {
+    shim::last_error = possible ? shim::refusal : cudaErrorInvalidValue;
+    return shim::last_error;
+  }
   shim::run_grid(configuration->gridDim.x, configuration->blockDim.x, configuration->dynamicSmemBytes,
                  [&] { kernel(Parameters(arguments)...); });
   return cudaSuccess;
