@@ -5,6 +5,7 @@ Environment:
                           force: fail unless both compiled libraries are built;  none: build nothing.
     TORCH_CUDA_ARCH_LIST  as in PyTorch, e.g. "8.0;9.0+PTX".
     MAX_JOBS              compilers run at a time.
+    STABLE_SAM_OBJECTS    folder of the compiled objects, kept between builds: build/objects where it is not set.
 
 Three extension modules come out, all optional at run time:
     _ops_cpu    C++ kernels. Their source is compiled once per instruction set and chosen at run time,
@@ -14,6 +15,7 @@ Three extension modules come out, all optional at run time:
 The first two use torch's stable ABI (torch >= 2.11) and know nothing of Python.
 """
 
+import hashlib
 import json
 import os
 import platform
@@ -29,11 +31,14 @@ from pathlib import Path
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
-ROOT = Path(__file__).parent
+ROOT = Path(__file__).resolve().parent
 PACKAGE = "stable_sam_cuda"
 BUILD_MODE = os.environ.get("STABLE_SAM_BUILD", "auto")
-DEFAULT_CUDA_ARCHITECTURES = ("8.0", "8.6", "8.9", "9.0", "10.0")
+# 10.0 has PTX, too: of what it ships, nothing else runs on 11.0.
+DEFAULT_CUDA_ARCHITECTURES = ("8.0", "8.6", "8.9", "9.0", "10.0+PTX", "12.0+PTX")
 STABLE_ABI_DEFINES = ["-DTORCH_STABLE_ONLY", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
+# -Xptxas -v makes the assembler report what each kernel needs: bench/cuda_compile.py reads it.
+CUDA_FLAGS = ["-std=c++20", "-O3", "-lineinfo", "-Xptxas", "-v", "-DUSE_CUDA", *STABLE_ABI_DEFINES]
 OPTIMISED = ["-std=c++20", "-O3", "-g0", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
 X86_INSTRUCTION_SETS = {
     "baseline": [],
@@ -85,8 +90,10 @@ def cuda_architectures(nvcc: str) -> list[str]:
     if requested:
         return requested.replace(" ", ";").strip(";").split(";")
     listing = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout.split()
-    known = [a for a in DEFAULT_CUDA_ARCHITECTURES if f"compute_{a.replace('.', '')}" in listing]
-    return [*known[:-1], known[-1] + "+PTX"]
+    versions = [architecture.removesuffix("+PTX") for architecture in DEFAULT_CUDA_ARCHITECTURES]
+    known = [f"compute_{version.replace('.', '')}" in listing for version in versions]
+    architectures = [a for a, is_known in zip(DEFAULT_CUDA_ARCHITECTURES, known, strict=True) if is_known]
+    return [*architectures[:-1], architectures[-1].removesuffix("+PTX") + "+PTX"]
 
 
 def gencode_flags(architectures: list[str]) -> list[str]:
@@ -102,32 +109,57 @@ def gencode_flags(architectures: list[str]) -> list[str]:
     return flags
 
 
-def run(command: list[str]) -> None:
+def run(command: list[str]) -> str:
+    """What the command prints to stderr. It runs in the source tree, so that paths and objects are the same in any."""
     print(shlex.join(command), flush=True)
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     if done.returncode != 0:
         raise BuildSkippedError(f"{Path(command[0]).name} failed:\n{(done.stderr or done.stdout).strip()[-4000:]}")
+    return done.stderr
 
 
-def compile_objects(jobs: list[tuple[Path, Path, list[str]]], directory: str) -> list[str]:
-    """Run the (source, object, command) jobs, except where neither command nor source nor any header has changed."""
-    headers = [path for folder in ("csrc", f"csrc/{directory}") for path in ROOT.glob(f"{folder}/*.*h")]
-    headers_changed = max(path.stat().st_mtime for path in headers)
+def job_count() -> int:
+    return int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))
 
-    def compile_one(job: tuple[Path, Path, list[str]]) -> str:
-        source, target, command = job
-        command = [*command, "-c", str(source), "-o", str(target)]
-        recorded = target.with_suffix(".command")
-        newest = max(source.stat().st_mtime, headers_changed)
-        is_current = target.exists() and target.stat().st_mtime >= newest
-        if not (is_current and recorded.exists() and recorded.read_text() == shlex.join(command)):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            run(command)
-            recorded.write_text(shlex.join(command))
-        return str(target)
 
-    with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))) as pool:
+def compile_objects(jobs: list[tuple[str, list[str]]], directory: str, concurrency: tuple[str, ...] = ()) -> list[Path]:
+    """Objects of the (source, command) jobs, each with what the compiler said in a ``.log`` beside it.
+
+    An object's name is a digest of all that makes it: the command, the compiler's version, the source, the headers.
+    One that is there is not compiled again. ``concurrency`` is added to a command, and no part of what it makes.
+    """
+    folder = Path(os.environ.get("STABLE_SAM_OBJECTS") or ROOT / "build" / "objects").absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    headers = sorted(path for place in ("csrc", f"csrc/{directory}") for path in ROOT.glob(f"{place}/*.*h"))
+    compilers = {command[0] for _, command in jobs}
+    said = [subprocess.run([name, "--version"], capture_output=True, text=True).stdout for name in sorted(compilers)]
+    common = "\n".join([*said, import_torch().__version__, *(f"{path.name}\n{path.read_text()}" for path in headers)])
+
+    def compile_one(job: tuple[str, list[str]]) -> Path:
+        source, command = job
+        made_from = "\n".join([*command, source, (ROOT / source).read_text(), common])
+        target = folder / f"{Path(source).name}.{hashlib.sha256(made_from.encode()).hexdigest()[:20]}.o"
+        if not target.exists():
+            unfinished = target.with_suffix(f".{os.getpid()}")
+            log = run([*command, *concurrency, "-c", source, "-o", str(unfinished)])
+            target.with_suffix(".log").write_text(log)
+            unfinished.replace(target)
+        return target
+
+    with ThreadPoolExecutor(job_count()) as pool:
         return list(pool.map(compile_one, jobs))
+
+
+def compile_cuda(nvcc: str, architectures: list[str]) -> list[Path]:
+    """The objects of all CUDA sources."""
+    warnings = ["-Xcompiler", "-fPIC,-fvisibility=hidden,-Wall,-Wextra"]
+    command = [nvcc, "-ccbin", host_compiler()[0], *CUDA_FLAGS, *gencode_flags(architectures), *warnings]
+    command += torch_includes(import_torch())
+    sources = sorted(path for suffix in ("cu", "cpp") for path in ROOT.glob(f"csrc/cuda/*.{suffix}"))
+    if not sources:
+        raise BuildSkippedError("this source tree has no CUDA sources")
+    jobs = [(str(path.relative_to(ROOT)), command) for path in sources]
+    return compile_objects(jobs, "cuda", ("--threads", str(job_count())))
 
 
 class BuildOperations(build_ext):
@@ -158,40 +190,32 @@ class BuildOperations(build_ext):
         includes = torch_includes(torch)
         is_x86 = platform.machine().lower() in ("x86_64", "amd64")
         variants = X86_INSTRUCTION_SETS if is_x86 else {"baseline": []}
-        temporary = Path(self.build_temp, "cpu")
         jobs = []
-        for source in sorted(ROOT.glob("csrc/cpu/*.cpp")):
-            flags = [*OPTIMISED, *STABLE_ABI_DEFINES, *includes]
-            if source.name != "kernels.cpp":
+        for path in sorted(ROOT.glob("csrc/cpu/*.cpp")):
+            source, flags = str(path.relative_to(ROOT)), [*OPTIMISED, *STABLE_ABI_DEFINES, *includes]
+            if path.name != "kernels.cpp":
                 defines = [f"-DSTABLE_SAM_HAS_{name.upper()}" for name in variants]
-                jobs.append((source, temporary / f"{source.stem}.o", [*compiler, *flags, *defines]))
+                jobs.append((source, [*compiler, *flags, *defines]))
                 continue
             for name, instruction_flags in variants.items():
                 command = [*compiler, *flags, *instruction_flags, f"-DSTABLE_SAM_INSTRUCTION_SET={name}"]
-                jobs.append((source, temporary / f"{source.stem}_{name}.o", command))
-        objects = compile_objects(jobs, "cpu")
+                jobs.append((source, command))
+        objects = map(str, compile_objects(jobs, "cpu"))
         if sys.platform == "darwin":
             link = ["-dynamiclib", "-undefined", "dynamic_lookup"]
         else:
             link = ["-shared", f"-L{torch_libraries(torch)}", "-ltorch_cpu"]
-        run([*compiler, *objects, *link, "-o", str(output)])
+        run([*compiler, *objects, *link, "-o", str(output.absolute())])
         return {"built": True, "torch": torch.__version__, "instruction_sets": list(variants)}
 
     def build_cuda(self, output: Path) -> dict:
         torch = import_torch()
         nvcc, version = cuda_compiler(torch)
         architectures = cuda_architectures(nvcc)
-        host = ["-ccbin", host_compiler()[0]]
-        command = [nvcc, *host, "-std=c++20", "-O3", "-lineinfo", "--threads", "1", *gencode_flags(architectures)]
-        command += ["-Xcompiler", "-fPIC,-fvisibility=hidden", "-DUSE_CUDA"]
-        command += [*STABLE_ABI_DEFINES, *torch_includes(torch)]
-        sources = sorted([*ROOT.glob("csrc/cuda/*.cu"), *ROOT.glob("csrc/cuda/*.cpp")])
-        if not sources:
-            raise BuildSkippedError("this source tree has no CUDA sources")
-        temporary = Path(self.build_temp, "cuda")
-        objects = compile_objects([(source, temporary / f"{source.name}.o", command) for source in sources], "cuda")
+        objects = map(str, compile_cuda(nvcc, architectures))
+        link = ["-ccbin", host_compiler()[0], "-shared", "-cudart", "shared"]
         libraries = [f"-L{torch_libraries(torch)}", "-ltorch_cpu", "-ltorch_cuda"]
-        run([nvcc, *host, "-shared", "-cudart", "shared", *objects, *libraries, "-o", str(output)])
+        run([nvcc, *link, *objects, *libraries, "-o", str(output.absolute())])
         return {"built": True, "torch": torch.__version__, "cuda": version, "architectures": architectures}
 
     def build_info_module(self, extension: Extension) -> None:
@@ -240,7 +264,7 @@ class BuildOperations(build_ext):
 
 
 def torch_includes(torch) -> list[str]:
-    return ["-isystem", str(Path(torch.__file__).parent / "include"), f"-I{ROOT / 'csrc'}"]
+    return ["-isystem", str(Path(torch.__file__).parent / "include"), "-Icsrc"]
 
 
 def torch_libraries(torch) -> str:
@@ -257,9 +281,10 @@ def extensions() -> list[Extension]:
     return [Extension(f"{PACKAGE}.{name}", files, language="c++") for name, files in sources.items()]
 
 
-setup(
-    packages=[*find_packages(include=[PACKAGE, f"{PACKAGE}.*"]), f"{PACKAGE}.kernels"],
-    package_dir={f"{PACKAGE}.kernels": "kernels"},
-    ext_modules=extensions(),
-    cmdclass={"build_ext": BuildOperations},
-)
+if __name__ == "__main__":
+    setup(
+        packages=[*find_packages(include=[PACKAGE, f"{PACKAGE}.*"]), f"{PACKAGE}.kernels"],
+        package_dir={f"{PACKAGE}.kernels": "kernels"},
+        ext_modules=extensions(),
+        cmdclass={"build_ext": BuildOperations},
+    )

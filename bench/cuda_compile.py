@@ -1,6 +1,7 @@
 """Compiles the CUDA sources for given architectures without a GPU, and says what each kernel needs there.
 
-As in setup.py, only device code: a cubin a source and architecture, so that one that fails hides no other.
+The flags are those of setup.py. `compile_sources` makes a cubin a source and architecture, so that one that fails hides
+no other; `built_objects` gives the objects that the build makes and keeps.
 """
 
 import os
@@ -10,16 +11,27 @@ import subprocess
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def _load_setup() -> ModuleType:
+    """setup.py as a module: nothing is built by that."""
+    specification = spec_from_file_location("stable_sam_setup", ROOT / "setup.py")
+    assert specification is not None and specification.loader is not None
+    module = module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+setup = _load_setup()
 SOURCES = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
-ARCHITECTURES = ["sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"]
-# -Xptxas -v makes the assembler report what each kernel needs.
-FLAGS = ["-std=c++20", "-O3", "-lineinfo", "-Xptxas", "-v", "-DUSE_CUDA"]
-FLAGS += ["-DTORCH_STABLE_ONLY", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
+ARCHITECTURES = [f"sm_{name.removesuffix('+PTX').replace('.', '')}" for name in setup.DEFAULT_CUDA_ARCHITECTURES]
 # What a launch asks for beside a kernel's own shared memory, at most: what a block gets without asking for more.
 MOST_DYNAMIC_SHARED_BYTES = 48 * 1024
 
@@ -61,13 +73,13 @@ def compile_sources(
     nvcc = find_nvcc()
     if nvcc is None:
         raise FileNotFoundError("nvcc was not found in $PATH or /usr/local/cuda/bin")
-    include = Path(torch.__file__).parent / "include"
+    flags = [*setup.CUDA_FLAGS, *setup.torch_includes(torch)]
 
     def compile_one(job: tuple[Path, str]) -> list[Compiled]:
         source, architecture = job
         cubin = folder / f"{source.stem}.{architecture}.cubin"
-        command = [nvcc, *FLAGS, "-cubin", f"-arch={architecture}", "-isystem", str(include), f"-I{ROOT / 'csrc'}"]
-        done = subprocess.run([*command, "-o", str(cubin), str(source)], capture_output=True, text=True)
+        command = [nvcc, *flags, "-cubin", f"-arch={architecture}", "-o", str(cubin.absolute()), str(source.absolute())]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
         if done.returncode != 0:
             return [Compiled(source.name, architecture, "", error=(done.stderr or done.stdout).strip())]
         return parse_report(done.stderr, source.name, cubin)
@@ -77,23 +89,43 @@ def compile_sources(
         return [kernel for kernels in pool.map(compile_one, jobs) for kernel in kernels]
 
 
+def built_objects() -> dict[str, tuple[Path, str]]:
+    """Source -> the object that the build makes of it for all architectures, and the assembler's report.
+
+    What the last build made of these very sources is taken as it is; the rest is compiled now, and kept for the next.
+
+    Raises:
+        stable_sam_setup.BuildSkippedError: a source does not compile, or there is no nvcc.
+    """
+    nvcc, _ = setup.cuda_compiler(torch)
+    objects = setup.compile_cuda(nvcc, list(setup.DEFAULT_CUDA_ARCHITECTURES))
+    made = {path.name.partition(".cu.")[0] + ".cu": path for path in objects if ".cu." in path.name}
+    return {name: (path, path.with_suffix(".log").read_text()) for name, path in made.items()}
+
+
 def parse_report(report: str, source: str, cubin: Path | None = None) -> list[Compiled]:
     """What ``ptxas -v`` says of each kernel and architecture."""
     kernels = []
     for entry in re.split(r"Compiling entry function ", report)[1:]:
-        name, architecture = re.match(r"'(\S+)' for '(\w+)'", entry).groups()
-        stack, stores, loads = re.search(
-            r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", entry
-        ).groups()
+
+        def found(pattern: str, entry: str = entry) -> tuple[str, ...]:
+            match = re.search(pattern, entry)
+            if match is None:
+                raise ValueError(f"ptxas -v: expected {pattern!r}, got {entry!r}")
+            return match.groups()
+
+        name, architecture = found(r"^'(\S+)' for '(\w+)'")
+        stack, *spills = found(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
+        (registers,) = found(r"Used (\d+) registers")
         shared = re.search(r"(\d+) bytes smem", entry)
         kernels.append(
             Compiled(
                 source,
                 architecture,
                 demangled(name),
-                registers=int(re.search(r"Used (\d+) registers", entry)[1]),
+                registers=int(registers),
                 stack_bytes=int(stack),
-                spill_bytes=int(stores) + int(loads),
+                spill_bytes=sum(map(int, spills)),
                 shared_bytes=int(shared[1]) if shared else 0,
                 cubin=cubin,
             )

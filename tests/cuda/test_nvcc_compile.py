@@ -10,88 +10,48 @@ import re
 import shutil
 import subprocess
 import sys
-from collections import defaultdict
 from pathlib import Path
 
 import pytest
-import torch
+from host_kernels import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "bench"))
+import cuda_compile
+from cuda_compile import ARCHITECTURES, SOURCES, Compiled
+
 RECORD = Path(__file__).parent / "kernel_resources.json"
-ARCHITECTURES = ["sm_80", "sm_86", "sm_89", "sm_90", "sm_100"]
-SOURCES = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
-# As in setup.py; -Xptxas -v makes the assembler report what each kernel needs.
-FLAGS = ["-std=c++20", "-O3", "-Xptxas", "-v", "-DTORCH_STABLE_ONLY", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
-FLAGS += ["-DUSE_CUDA", "-Xcompiler", "-fPIC,-fvisibility=hidden,-Wall,-Wextra", "--threads", "2"]
 # Registers a thread may use so that a multiprocessor holds the blocks that the kernel is written for.
 REGISTER_LIMIT = {"deformable_sample_kernel": 64, "deformable_sample_backward_kernel": 80}
 
 Resources = dict[str, dict[str, dict[str, int]]]  # architecture -> kernel -> figure
 
-NVCC = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
-pytestmark = pytest.mark.skipif(NVCC is None, reason="nvcc is not installed")
-
-
-def demangled(name: str) -> str:
-    """``deformable_sample_kernel<half,8,false>`` of a mangled kernel name."""
-    words = r"_ZN10stable_sam(\d+)(.*)"
-    length, rest = re.fullmatch(words, name).groups()
-    function, arguments = rest[: int(length)], rest[int(length) :]
-    scalar = {"13__nv_bfloat16": "bfloat16", "6__half": "half", "f": "float"}
-    element, values = re.match(r"I(13__nv_bfloat16|6__half|f)(.*?)EEv", arguments).groups()
-    parts = [scalar[element]]
-    for kind, value in re.findall(r"L([ib])(\d+)E?", values):
-        parts.append(value if kind == "i" else str(bool(int(value))).lower())
-    return f"{function}<{','.join(parts)}>"
-
-
-def parse_report(report: str) -> Resources:
-    """ptxas -v: one entry a kernel and an architecture."""
-    resources: Resources = defaultdict(dict)
-    entries = re.split(r"Compiling entry function ", report)[1:]
-    for entry in entries:
-        name, architecture = re.match(r"'(\S+)' for '(\w+)'", entry).groups()
-        stack, stores, loads = re.search(
-            r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", entry
-        ).groups()
-        registers = re.search(r"Used (\d+) registers", entry)[1]
-        resources[architecture][demangled(name)] = {
-            "registers": int(registers),
-            "stack": int(stack),
-            "spills": int(stores) + int(loads),
-        }
-    return dict(resources)
+pytestmark = pytest.mark.skipif(cuda_compile.find_nvcc() is None, reason="nvcc is not installed")
 
 
 @pytest.fixture(scope="module")
-def objects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, str]]:
-    """Object file and assembler report of each source."""
-    folder = tmp_path_factory.mktemp("nvcc")
-    include = Path(torch.__file__).parent / "include"
-    built = {}
-    for source in SOURCES:
-        target = folder / f"{source.stem}.o"
-        codes = [f"-gencode=arch=compute_{a[3:]},code={a}" for a in ARCHITECTURES]
-        command = [NVCC, *FLAGS, *codes, "-isystem", include, "-I", ROOT / "csrc", "-c", source, "-o", target]
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-4000:]
-        warnings = [line for line in done.stderr.splitlines() if "warning" in line]
-        assert not warnings, warnings
-        built[source.name] = (target, done.stderr)
-    return built
+def objects() -> dict[str, tuple[Path, str]]:
+    """Object file and assembler report of each source: those of the installed build where they are current."""
+    return cuda_compile.built_objects()
 
 
 @pytest.fixture(scope="module")
 def resources(objects: dict[str, tuple[Path, str]]) -> Resources:
-    merged: Resources = {architecture: {} for architecture in ARCHITECTURES}
-    for _, report in objects.values():
-        for architecture, kernels in parse_report(report).items():
-            merged[architecture] |= kernels
-    return merged
+    by_architecture: Resources = {architecture: {} for architecture in ARCHITECTURES}
+    for source, (_, report) in objects.items():
+        for kernel in cuda_compile.parse_report(report, source):
+            figures = {"registers": kernel.registers, "stack": kernel.stack_bytes, "spills": kernel.spill_bytes}
+            by_architecture[kernel.architecture][kernel.kernel] = figures
+    return by_architecture
 
 
 def test_there_are_sources() -> None:
     assert {"deformable_sample.cu", "deformable_sample_backward.cu"} <= {source.name for source in SOURCES}
+    assert ARCHITECTURES == ["sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"]
+
+
+def test_no_source_has_a_warning(objects: dict[str, tuple[Path, str]]) -> None:
+    assert set(objects) == {source.name for source in SOURCES}
+    assert not [line for _, report in objects.values() for line in report.splitlines() if "warning" in line]
 
 
 def test_every_kernel_is_there_for_every_architecture(resources: Resources) -> None:
@@ -115,7 +75,8 @@ def test_registers_leave_room_for_the_planned_blocks(resources: Resources, archi
 
 def test_resources_are_those_on_record(resources: Resources) -> None:
     """With the compiler of the record. Another compiler's figures may differ; the limits above hold for all."""
-    compiler = re.search(r"V[\d.]+", subprocess.run([NVCC, "--version"], capture_output=True, text=True).stdout)[0]
+    banner = subprocess.run([cuda_compile.find_nvcc(), "--version"], capture_output=True, text=True).stdout
+    compiler = re.search(r"V[\d.]+", banner)[0]
     if os.environ.get("KEEP_KERNEL_RESOURCES"):
         RECORD.write_text(json.dumps({"nvcc": compiler, "kernels": resources}, indent=1, sort_keys=True) + "\n")
     record = json.loads(RECORD.read_text())
@@ -131,19 +92,24 @@ def disassembler() -> str | None:
     return toolkit or next((str(path) for path in carried), None)
 
 
-@pytest.mark.skipif(disassembler() is None, reason="cuobjdump is not installed")
-@pytest.mark.parametrize("source", [source.name for source in SOURCES])
-def test_vector_kernels_load_and_store_16_bytes(objects: dict[str, tuple[Path, str]], source: str) -> None:
+def functions_of(path: Path, architecture: str) -> dict[str, str]:
+    """Kernel -> its instructions."""
     listing = subprocess.run(
-        [disassembler(), "--dump-sass", "--gpu-architecture", "sm_90", objects[source][0]],
+        [disassembler(), "--dump-sass", "--gpu-architecture", architecture, path],
         capture_output=True,
         text=True,
         check=True,
     ).stdout
     functions = re.split(r"\n\s*Function : ", listing)[1:]
+    return {cuda_compile.demangled(function.split("\n", 1)[0].strip()): function for function in functions}
+
+
+@pytest.mark.skipif(disassembler() is None, reason="cuobjdump is not installed")
+@pytest.mark.parametrize("source", [source.name for source in SOURCES])
+def test_vector_kernels_load_and_store_16_bytes(objects: dict[str, tuple[Path, str]], source: str) -> None:
+    functions = functions_of(objects[source][0], "sm_90")
     assert functions
-    for function in functions:
-        name = demangled(function.split("\n", 1)[0].strip())
+    for name, function in functions.items():
         assert not re.search(r"\b(LDL|STL)\b", function), f"{name} touches local memory"
         width = re.search(r"<\w+,(\d+),", name)
         if width is None or width[1] == "1":
@@ -152,3 +118,33 @@ def test_vector_kernels_load_and_store_16_bytes(objects: dict[str, tuple[Path, s
         stores = len(re.findall(r"\bSTG\.E[.\w]*\.128", function))
         # Four taps at least, and one store a result.
         assert loads >= 4 and stores >= 1, f"{name}: {loads} loads and {stores} stores of 16 bytes"
+
+
+@pytest.mark.skipif(disassembler() is None, reason="cuobjdump is not installed")
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_forward_waits_for_all_its_loads_at_once(objects: dict[str, tuple[Path, str]], architecture: str) -> None:
+    """No arithmetic on what was loaded stands between the taps and the identity."""
+    for name, function in functions_of(objects["deformable_sample.cu"][0], architecture).items():
+        if ",1," in name:
+            continue
+        loads = [match.start() for match in re.finditer(r"\bLDG\.E[.\w]*\.128", function)]
+        multiplications = len(re.findall(r"\bFFMA\b", function[loads[0] : loads[-1]]))
+        assert len(loads) >= 6 and multiplications < 8, f"{name}: {multiplications} between {len(loads)} loads"
+
+
+def by_kernel(compiled: list[Compiled]) -> dict[tuple[str, str], Compiled]:
+    return {(kernel.source, kernel.architecture): kernel for kernel in compiled}
+
+
+def test_one_source_that_fails_hides_no_other(tmp_path: Path) -> None:
+    good, bad = tmp_path / "good.cu", tmp_path / "bad.cu"
+    good.write_text(
+        "__global__ void keep(float* x) { __shared__ float y[8]; y[threadIdx.x] = *x; __syncthreads(); *x = y[1]; }"
+    )
+    bad.write_text("__global__ void broken(float* x) { *x = y; }")
+    found = by_kernel(cuda_compile.compile_sources(["sm_90", "sm_120"], tmp_path, [good, bad]))
+    for architecture in ("sm_90", "sm_120"):
+        kept, broken = found["good.cu", architecture], found["bad.cu", architecture]
+        assert kept.error is None and kept.registers > 0 and kept.shared_bytes == 32
+        assert kept.cubin is not None and kept.cubin.is_file()
+        assert broken.error is not None and 'identifier "y" is undefined' in broken.error
