@@ -1,7 +1,7 @@
 """The inputs of one offset_head call as the kernels read them, and block sizes.
 
 The sizes are chosen by counting, with the compiler's report of registers at hand
-(bench/results/compile/triton_offset_head.json), not by measurement. No call stops to tune itself.
+(bench/compile_matrix.py), not by measurement. No call stops to tune itself.
 """
 
 from typing import NamedTuple

@@ -52,14 +52,16 @@ def test_every_kernel_compiles(record: list[dict]) -> None:
 
 def test_channels_move_16_bytes_at_a_time(record: list[dict]) -> None:
     """Where the channel count allows it: loads and stores of features, identity, output and their gradients."""
-    for kernel in record:
-        if kernel["name"] not in SAMPLER - {"locations_kernel"} or not kernel["call"].startswith("sampler"):
+    sampler = [kernel for kernel in record if kernel["call"].startswith("sampler")]
+    for kernel in sampler:
+        if kernel["name"] == "locations_kernel":
             continue
         if "C=33" in kernel["call"]:
-            assert kernel["wide_loads"] == 0 or kernel["name"] == "identity_sum_kernel", kernel
+            assert kernel["wide_loads"] == 0, kernel
         else:
             assert kernel["wide_loads"] >= 4, kernel
-            assert kernel["wide_stores"] >= 1, kernel
+    for name in ("forward_kernel", "gather_kernel", "pixels_kernel"):  # the last, where identity has a gradient
+        assert any(kernel["wide_stores"] >= 1 for kernel in sampler if kernel["name"] == name), name
 
 
 def test_another_number_of_prompts_compiles_nothing_anew() -> None:
