@@ -22,6 +22,7 @@ from stable_sam_cuda.training.sam_lite.options import Recipe, Settings
 from stable_sam_cuda.training.seeds import seed_of
 
 CPU = torch.device("cpu")
+REPORTS_OFTEN = "from stable_sam_cuda.training.sam_lite import __main__, loop; loop.REPORT_EVERY = 4; __main__.main()"
 RECIPE = Recipe(image_size=64, batch=2, objects=2, warmup=2)
 
 
@@ -95,17 +96,19 @@ def test_a_resumed_trainer_has_the_state_of_the_one_before(settings, data):
 @pytest.mark.slow
 def test_a_killed_run_loses_at_most_the_interval(data, weights, tmp_path):
     """Killed after its first checkpoint; what the log says of later steps is dropped."""
-    words = [sys.executable, "-m", "stable_sam_cuda.training.sam_lite", "--data", data, "--out", tmp_path / "run"]
-    words += ["--init", weights, "--image-size", 64, "--batch", 2, "--checkpoint-minutes", 0, "--resume"]
-    process = subprocess.Popen([*map(str, words), "--minutes", "100"], stdout=subprocess.PIPE, text=True)
-    assert process.stdout.readline()  # step 20
+    options = ["--data", data, "--out", tmp_path / "run", "--init", weights, "--image-size", 64, "--batch", 2]
+    words = [*map(str, options), "--checkpoint-minutes", "0", "--resume"]
+    command = [sys.executable, "-c", REPORTS_OFTEN, *words, "--minutes", "100"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline()  # step 4
     process.kill()
     process.wait()
     process.stdout.close()
     saved = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["step"]
-    assert saved >= 19
+    assert saved >= 3
     (tmp_path / "run" / "log.jsonl").open("a").write('{"step": 100000, "loss": 1}\n{"step"')
-    done = subprocess.run([*map(str, words), "--steps", str(saved + 2)], capture_output=True, text=True)
+    command = [sys.executable, "-m", "stable_sam_cuda.training.sam_lite", *words, "--steps", str(saved + 2)]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert lines(tmp_path / "run")[-1]["step"] == saved + 2
 
