@@ -32,10 +32,11 @@ class Projected(NamedTuple):
 
 
 def can_fold(attention: nn.Module) -> TypeGuard[Attention]:
-    """Whether the attention is SAM's own in all parts, so that its weights say what it computes."""
-    return is_plain(attention, Attention) and all_plain(
-        (attention.q_proj, attention.k_proj, attention.v_proj, attention.out_proj), nn.Linear
-    )
+    """Whether the attention is SAM's own in all parts, biases too, so that its weights say what it computes."""
+    if not is_plain(attention, Attention):
+        return False
+    layers = (attention.q_proj, attention.k_proj, attention.v_proj, attention.out_proj)
+    return all_plain(layers, nn.Linear) and all(layer.bias is not None for layer in layers)
 
 
 def attend_to_image(

@@ -194,6 +194,17 @@ def test_hooks_see_and_change_what_they_do_in_sam(model, place):
     assert not torch.allclose(found[0], unhooked, rtol=1e-2)
 
 
+@pytest.mark.parametrize("place", ["attention", "image's attention", "upscaling"])
+@torch.no_grad()
+def test_layers_without_a_bias(model, place):
+    module = hookable(model)[place]
+    for name in ("k_proj", "v_proj", "out_proj", "0"):
+        if name in module._modules:
+            module.get_submodule(name).bias = None
+    inputs = encoded(model, "box")
+    assert_same_answers(decode(model, *inputs, ALL_MASKS), sams_own(model, *inputs), torch.float32)
+
+
 class ForeignDecoder(MaskDecoder):
     """One that segment_anything does not know: its masks are its own."""
 
