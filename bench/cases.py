@@ -41,12 +41,16 @@ class WrongResultError(AssertionError):
 
 
 class Work(NamedTuple):
-    """A contestant's call, verified, its relative errors, and the fewest bytes and FLOP that it has to move and do."""
+    """A contestant's call, its relative errors, and the fewest bytes and FLOP that it has to move and do.
+
+    resident_peak: bytes that a call adds to a process on a CPU, where that is asked for.
+    """
 
     call: Call
     errors: dict[str, float]
     ideal_bytes: float | None = None
     flops: float | None = None
+    resident_peak: Callable[[], int] | None = None
 
     def verified(self, limit: Callable[[str], float]) -> "Work":
         """Itself. ``limit``: the largest error of a result by its name.
@@ -60,15 +64,11 @@ class Work(NamedTuple):
 
 
 class Contestant(NamedTuple):
-    """``prepare``: from a group's problem to verified work. ``backend``: that which serves one of this project's own.
-
-    ``resident_peak``: bytes that a call adds to a fresh process on a CPU.
-    """
+    """``prepare`` makes verified work of a group's problem. ``backend`` serves it, if it is this project's own."""
 
     name: str
     prepare: Callable[[Any], Work]
     backend: str | None = None
-    resident_peak: Callable[[], int] | None = None
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class Group:
 
     def facts(self, contestant: Contestant) -> dict[str, object]:
         """What ``extra_info`` says before anything is timed."""
-        facts = {name: getattr(self, name) for name in ("operation", "mode", "cache")}
-        facts |= {"dtype": str(self.dtype).removeprefix("torch."), "device": self.device.type, "B": self.batch}
-        facts |= {"contestant": contestant.name, "backend": contestant.backend}
-        return facts | self.sizes | {"host_work": self.host_work and self.cache != "graph"}
+        facts = {"operation": self.operation, "contestant": contestant.name, "backend": contestant.backend}
+        facts |= {"mode": self.mode, "cache": self.cache, "dtype": str(self.dtype).removeprefix("torch.")}
+        facts |= {"device": self.device.type, "B": self.batch, **self.sizes}
+        return facts | {"host_work": self.host_work and self.cache != "graph"}

@@ -19,14 +19,14 @@ Step = Callable[[Inputs], Tensor]
 
 
 def own_backends(device: torch.device) -> list[str]:
-    """This project's kernels that serve a device."""
+    """Those that sample on a device."""
     serving = ["cpu"] if device.type == "cpu" else ["cuda", "triton"]
     return [backend for backend in serving if backends.why_unavailable(backend) is None]
 
 
 def fused_backend(device: torch.device) -> str:
     """That which has the offset head and the fused attention."""
-    return {"cpu": "cpu", "cuda": "triton"}[device.type]
+    return "cpu" if device.type == "cpu" else "triton"
 
 
 @cache
@@ -35,31 +35,29 @@ def compiled(step: Step) -> Step:
 
 
 def sample(inputs: Inputs, backend: str) -> Tensor:
-    return stable_sam_cuda.deformable_sample(**inputs, backend=backend)
+    """alpha_1 * projected[p + s tanh(raw)] + alpha_2 * features."""
+    given = {"identity": inputs["features"], "alpha": inputs["alpha"], "max_offset": inputs["max_offset"]}
+    return stable_sam_cuda.deformable_sample(inputs["projected"], inputs["offsets"], **given, backend=backend)
 
 
-def displaced(offsets: Tensor, max_offset: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Clamped locations x and y, each (B, H, W), and how far they are from each pixel; in pixels, in float32."""
-    height, width = offsets.shape[2:]
-    columns = torch.arange(width, device=offsets.device, dtype=torch.float32)
-    rows = torch.arange(height, device=offsets.device, dtype=torch.float32)[:, None]
-    x = (columns + max_offset * torch.tanh(offsets[:, 0].float())).clamp(0, width - 1)
-    y = (rows + max_offset * torch.tanh(offsets[:, 1].float())).clamp(0, height - 1)
+def locations(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Clamped x and y, each (B, H, W), and how far they are from each pixel; in pixels, in float32."""
+    height, width = inputs["offsets"].shape[2:]
+    dx, dy = (inputs["max_offset"] * torch.tanh(inputs["offsets"].float())).unbind(1)
+    columns = torch.arange(width, device=dx.device, dtype=dx.dtype)
+    rows = torch.arange(height, device=dx.device, dtype=dx.dtype)[:, None]
+    x, y = (columns + dx).clamp(0, width - 1), (rows + dy).clamp(0, height - 1)
     return x, y, x - columns, y - rows
-
-
-def blend(sampled: Tensor, alpha: Tensor, identity: Tensor) -> Tensor:
-    return sampled + alpha[:, 1:, None, None] * identity
 
 
 def sample_eagerly(inputs: Inputs) -> Tensor:
     """What one writes in PyTorch: grid_sample, which wants its grid in the features' dtype, and two blends."""
-    features, alpha = inputs["features"], inputs["alpha"]
-    x, y, _, _ = displaced(inputs["offsets"], inputs["max_offset"])
+    features, (x, y, _, _) = inputs["projected"], locations(inputs)
     height, width = features.shape[2:]
     grid = torch.stack((2 * x / (width - 1) - 1, 2 * y / (height - 1) - 1), dim=-1).to(features.dtype)
     sampled = F.grid_sample(features, grid, mode="bilinear", padding_mode="border", align_corners=True)
-    return blend(alpha[:, :1, None, None] * sampled, alpha, inputs["identity"])
+    shares = inputs["alpha"][:, :, None, None, None].unbind(1)
+    return shares[0] * sampled + shares[1] * inputs["features"]
 
 
 def sample_by_torchvision(inputs: Inputs) -> Tensor:
@@ -69,25 +67,24 @@ def sample_by_torchvision(inputs: Inputs) -> Tensor:
     """
     from torchvision.ops import deform_conv2d
 
-    features, alpha = inputs["features"], inputs["alpha"]
-    batch, channels, height, width = features.shape
-    _, _, dx, dy = displaced(inputs["offsets"], inputs["max_offset"])
-    weight = torch.eye(channels, dtype=features.dtype, device=features.device)[:, :, None, None]
-    mask = alpha[:, :1, None, None].expand(batch, 1, height, width)
+    features, (_, _, dx, dy) = inputs["projected"], locations(inputs)
+    weight = torch.eye(features.shape[1], dtype=features.dtype, device=features.device)[:, :, None, None]
+    shares = inputs["alpha"][:, :, None, None, None].unbind(1)
+    mask = shares[0].expand_as(dx[:, None])
     sampled = deform_conv2d(features, torch.stack((dy, dx), dim=1).to(features.dtype), weight, mask=mask)
-    return blend(sampled, alpha, inputs["identity"])
+    return sampled + shares[1] * inputs["features"]
 
 
 def sample_by_deformops(inputs: Inputs) -> Tensor:
     """deformops 3's single-scale sampler with one point a pixel: channels-last, (dx, dy, weight) in pixels."""
     from deformops.registry import attn
 
-    features, alpha = inputs["features"], inputs["alpha"]
-    _, _, dx, dy = displaced(inputs["offsets"], inputs["max_offset"])
-    points = torch.stack([part.to(features.dtype) for part in (dx, dy, alpha[:, :1, None].expand_as(dx))], dim=-1)
+    features, (_, _, dx, dy) = inputs["projected"], locations(inputs)
+    shares = inputs["alpha"][:, :, None, None].unbind(1)
+    points = torch.stack([part.to(features.dtype) for part in (dx, dy, shares[0].expand_as(dx))], dim=-1)
     geometry = {"kernel_size": 1, "stride": 1, "padding": 0, "dilation": 1, "groups": 1}
     sampled = attn(features.permute(0, 2, 3, 1), points, **geometry, group_dims=features.shape[1])
-    return blend(sampled.permute(0, 3, 1, 2), alpha, inputs["identity"])
+    return sampled.permute(0, 3, 1, 2) + shares[1][..., None] * inputs["features"]
 
 
 def head(inputs: Inputs, backend: str) -> Tensor:
@@ -111,8 +108,7 @@ def attend(inputs: Inputs, backend: str) -> Tensor:
 
 def attend_eagerly(inputs: Inputs) -> Tensor:
     """Sampled by grid_sample, blended, attended to."""
-    calibrated = sample_eagerly(inputs | {"features": inputs["projected"], "identity": inputs["features"]})
-    return attend_plainly(inputs | {"features": calibrated})
+    return attend_plainly(inputs | {"features": sample_eagerly(inputs)})
 
 
 def attend_plainly(inputs: Inputs, *, fused_softmax: bool = False) -> Tensor:

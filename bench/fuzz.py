@@ -27,8 +27,7 @@ if triton.interprets():
 
 
 def draw_case(generator: random.Random, largest: int) -> Case:
-    routed = generator.random() < 0.7
-    amplitude = generator.choice([None, "pixel", "channel"])
+    routed, amplitude = generator.random() < 0.7, generator.choice([None, "pixel", "channel"])
     there = ["features", "offsets"] + ["identity", "alpha"] * routed + ["amplitude"] * (amplitude is not None)
     return Case(
         "fuzz",
@@ -66,14 +65,11 @@ def main() -> None:
     parser.add_argument("--largest", type=int, default=20, metavar="SIDE", help="largest height and width")
     parser.add_argument("--no-poison", action="store_true", help="for initcheck: leave fresh tensors uninitialised")
     options = parser.parse_args()
-    operation = "deformable_sample" + ("_triton" if options.backend == "triton" else "")
+    operation = "deformable_sample" + "_triton" * (options.backend == "triton")
     device = "cuda" if torch.cuda.is_available() and options.backend != "cpu" else "cpu"
-    # Fresh tensors hold NaN: an element that nothing writes shows.
-    torch.use_deterministic_algorithms(not options.no_poison)
-    torch.utils.deterministic.fill_uninitialized_memory = True
+    torch.use_deterministic_algorithms(not options.no_poison)  # fresh tensors hold NaN: what nothing writes shows
 
-    deadline = time.monotonic() + options.seconds
-    seed = options.seed
+    deadline, seed = time.monotonic() + options.seconds, options.seed
     while seed < options.seed + options.calls and time.monotonic() < deadline:
         generator = random.Random(seed)
         case, dtype = draw_case(generator, options.largest), generator.choice(DTYPES)

@@ -1,5 +1,6 @@
 """Sizes that matter, and random inputs of those sizes: never zeros, whose offsets would all be integers."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -10,7 +11,7 @@ HEADS = 8  # of SAM's decoder
 INNER = 128  # channels of its attention to the image
 
 Inputs = dict[str, Any]  # tensors, and max_offset
-BATCHED = ("queries", "features", "projected", "offsets", "identity", "alpha")
+BATCHED = ("queries", "features", "projected", "offsets", "alpha")
 PROJECTION = ("projection_weight", "projection_bias")
 HEAD = tuple(f"{layer}_{kind}" for layer in ("depthwise", "norm", "pointwise") for kind in ("weight", "bias"))
 ATTENTION = tuple(f"{layer}_{kind}" for layer in ("q", "k", "v", "out") for kind in ("weight", "bias"))
@@ -22,7 +23,7 @@ class Size(NamedTuple):
     dtype: torch.dtype
     batch: int
     max_offset: float
-    tokens: int | None = None
+    tokens: int | None
     channels: int = 256
     height: int = 64
     width: int = 64
@@ -43,72 +44,51 @@ class Size(NamedTuple):
         return sorted({0, self.batch - 1})
 
 
-def sizes(run: Run, max_offset: float, tokens: int | None = None) -> list[Size]:
+def sizes(run: Run, max_offset: float, tokens: int | None) -> list[Size]:
     """The most telling first."""
-    small = {"channels": 16, "height": 9, "width": 8} if run.quick else {}
-    return [Size(dtype, batch, max_offset, tokens, **small) for dtype, batch in run.dtypes_and_batches(on_cpu=(1, 16))]
+    small = (16, 9, 8) if run.quick else ()
+    return [Size(*pair, max_offset, tokens, *small) for pair in run.dtypes_and_batches(on_cpu=(1, 16))]
 
 
-class Random:
-    """Normal numbers, the same for every call of the program."""
-
-    def __init__(self, size: Size, device: torch.device) -> None:
-        self._size, self._device, self._generator = size, device, torch.Generator(device).manual_seed(0)
-
-    def normal(self, *shape: int, scale: float = 1.0) -> Tensor:
-        return (scale * torch.randn(shape, device=self._device, generator=self._generator)).to(self._size.dtype)
-
-    def image(self, batch: int, channels: int) -> Tensor:
-        """(B, C, H, W), channels-last."""
-        return self.normal(batch, self._size.height, self._size.width, channels).permute(0, 3, 1, 2)
-
-
-def sample_inputs(size: Size, device: torch.device) -> Inputs:
-    """The arguments of `deformable_sample`."""
-    random, batch, channels = Random(size, device), size.batch, size.channels
-    images = {"features": random.image(batch, channels), "identity": random.image(batch, channels)}
-    offsets = random.image(batch, 2).contiguous()
-    return images | {"offsets": offsets, "alpha": random.normal(batch, 2), "max_offset": size.max_offset}
-
-
-def layer_inputs(size: Size, device: torch.device) -> Inputs:
+def make_inputs(size: Size, device: torch.device) -> Inputs:
     """All that the steps of one layer take, results of earlier steps included, so that each can be run alone.
 
-    Weights are of a size that keeps the variance, offsets of about a pixel.
+    Images are channels-last. Weights are of a size that keeps the variance, offsets of about a pixel.
     """
-    random, batch, channels = Random(size, device), size.batch, size.channels
+    generator = torch.Generator(device).manual_seed(0)
+    batch, channels, place = size.batch, size.channels, (size.height, size.width)
     inner, thin = min(INNER, channels), channels**-0.5
+
+    def normal(*shape: int, scale: float = 1.0) -> Tensor:
+        return (scale * torch.randn(shape, device=device, generator=generator)).to(size.dtype)
+
     inputs: Inputs = {
-        "queries": random.normal(batch, size.tokens, channels),  # their positional encoding added
-        "features": random.image(batch, channels),  # x
-        "projected": random.image(batch, channels),  # x*
-        "offsets": random.image(batch, 2).contiguous(),
-        "alpha": random.normal(batch, 2),  # the router's
-        "key_pe": random.image(1, channels),
+        "queries": normal(batch, size.tokens or 1, channels),  # their positional encoding added
+        "features": normal(batch, *place, channels).permute(0, 3, 1, 2),  # x
+        "projected": normal(batch, *place, channels).permute(0, 3, 1, 2),  # x*
+        "offsets": normal(batch, 2, *place),
+        "alpha": normal(batch, 2),  # the router's
+        "key_pe": normal(1, *place, channels).permute(0, 3, 1, 2),
         "max_offset": size.max_offset,
-        "projection_weight": random.normal(channels, channels, scale=thin),
-        "projection_bias": random.normal(channels, scale=thin),
-        "depthwise_weight": random.normal(channels, 1, 5, 5, scale=0.2),
-        "depthwise_bias": random.normal(channels),
-        "norm_weight": random.normal(channels),
-        "norm_bias": random.normal(channels),
-        "pointwise_weight": random.normal(2, channels, 1, 1, scale=thin),
-        "pointwise_bias": random.normal(2, scale=thin),
+        "projection_weight": normal(channels, channels, scale=thin),
+        "projection_bias": normal(channels, scale=thin),
+        "depthwise_weight": normal(channels, 1, 5, 5, scale=0.2),
+        "depthwise_bias": normal(channels),
+        "norm_weight": normal(channels),
+        "norm_bias": normal(channels),
+        "pointwise_weight": normal(2, channels, 1, 1, scale=thin),
+        "pointwise_bias": normal(2, scale=thin),
+        "out_weight": normal(channels, inner, scale=inner**-0.5),
+        "out_bias": normal(channels, scale=thin),
     }
-    for name in ATTENTION:
-        into, out_of = (inner, channels) if name[:3] != "out" else (channels, inner)
-        shape = (into, out_of) if name.endswith("weight") else (into,)
-        inputs[name] = random.normal(*shape, scale=out_of**-0.5)
+    for name in ("q", "k", "v"):
+        inputs |= {f"{name}_weight": normal(inner, channels, scale=thin), f"{name}_bias": normal(inner, scale=thin)}
     return inputs
 
 
-def mapped(inputs: Inputs, change: Any) -> Inputs:
+def mapped(inputs: Inputs, change: Callable[[Tensor], Tensor]) -> Inputs:
     """The same with every tensor changed."""
     return {name: change(value) if isinstance(value, Tensor) else value for name, value in inputs.items()}
-
-
-def of_prompts(inputs: Inputs, prompts: list[int]) -> Inputs:
-    return {name: value[prompts] if name in BATCHED else value for name, value in inputs.items()}
 
 
 def with_gradients(inputs: Inputs, names: tuple[str, ...]) -> Inputs:

@@ -22,7 +22,7 @@ from contestants import (
     layer_eagerly,
 )
 from operations import Limits, Operation, operation_groups
-from shapes import HEAD, HEADS, PROJECTION, Size, layer_inputs, sizes
+from shapes import HEAD, HEADS, PROJECTION, Size, sizes
 
 COMPILED_SIZES = 2  # on a GPU: compiling takes most of the time
 LARGEST_BACKWARD = 64  # prompts: eager PyTorch keeps some twenty maps of each
@@ -80,7 +80,7 @@ def attentions(run: Run, operation: Operation, own: Callable, eager: Callable, p
 def groups(run: Run, name: str, operation: Operation, own: Callable, eager: Callable) -> Iterator[Group]:
     wanted = sizes(run, max_offset=1.0, tokens=7 if run.on_cuda else 8)
     contestants = partial(attentions, run, operation, own, eager)
-    return operation_groups(run, name, wanted, layer_inputs, contestants, rounds=9, largest_backward=LARGEST_BACKWARD)
+    return operation_groups(run, name, wanted, contestants, rounds=9, largest_backward=LARGEST_BACKWARD)
 
 
 @pytest.mark.groups(

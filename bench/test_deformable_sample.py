@@ -13,7 +13,7 @@ import torch
 from cases import Contestant, Group, Run
 from contestants import compiled, own_backends, sample, sample_by_deformops, sample_by_torchvision, sample_eagerly
 from operations import Limits, Operation, operation_groups
-from shapes import sample_inputs, sizes
+from shapes import sizes
 
 COMPILED_SIZES = 3  # on a GPU: compiling takes most of the time
 # What rounding the result to the dtype allows this project's kernels, and what rounding coordinates to it allows the
@@ -23,7 +23,7 @@ OTHER_ERRORS = {torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 0.4}
 
 SAMPLE = Operation(
     truth=partial(sample, backend="reference"),
-    trained=("features", "offsets", "identity", "alpha"),
+    trained=("projected", "offsets", "features", "alpha"),
     unjudged=("offsets",),  # jumps at integer locations; the tests judge it elsewhere
     maps=(3, 5),
     flops=lambda size: 10 * size.elements,  # 4 taps and a blend; locations are not counted
@@ -49,8 +49,8 @@ def samplers(run: Run, place: int) -> list[Contestant]:
 
 
 def sample_groups(run: Run) -> Iterator[Group]:
-    wanted = sizes(run, max_offset=2.0 if run.on_cuda else 1.0)
-    return operation_groups(run, "deformable_sample", wanted, sample_inputs, partial(samplers, run), rounds=15)
+    wanted = sizes(run, max_offset=2.0 if run.on_cuda else 1.0, tokens=None)
+    return operation_groups(run, "deformable_sample", wanted, partial(samplers, run), rounds=15)
 
 
 @pytest.mark.groups(make=sample_groups)

@@ -8,7 +8,7 @@ import torch
 from cases import Contestant, Group, Run
 from contestants import compiled, fused_backend, head, head_eagerly
 from operations import Limits, Operation, operation_groups
-from shapes import HEAD, layer_inputs, sizes
+from shapes import HEAD, sizes
 
 OFFSET_HEAD = Operation(
     truth=partial(head, backend="reference"),
@@ -38,9 +38,7 @@ def heads(run: Run, place: int) -> list[Contestant]:
 
 def head_groups(run: Run) -> Iterator[Group]:
     wanted = sizes(run, max_offset=1.0, tokens=7)
-    return operation_groups(
-        run, "offset_head", wanted, layer_inputs, partial(heads, run), rounds=9, largest_backward=64
-    )
+    return operation_groups(run, "offset_head", wanted, partial(heads, run), rounds=9, largest_backward=64)
 
 
 @pytest.mark.groups(make=head_groups)

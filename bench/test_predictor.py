@@ -1,7 +1,7 @@
 """The predictor on a picture of 1024 x 768, `sam_lite` in float32, host work and copies included.
 
 ``predict``: one box, the picture is set. ``set_image + predict``: with the image encoder. "sam" is segment_anything's
-predictor without a plugin, "sam, shared" this package's without one, "fused" stabilised.
+predictor without a plugin, "sam, shared" this package's without one, "fused" this package's stabilised.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,15 +12,19 @@ import pytest
 import torch
 from cases import Contestant, Group, Run, Work
 from contestants import fused_backend
-from decoder_contestants import QUICK_IMAGE, boxes, facts, make_picture, plain_sam, stable_sam, with_reference
+from models import boxes, facts, plain_sam, stable_sam, with_reference
 from segment_anything import SamPredictor
 from segment_anything.modeling import Sam
 from timing import relative_error
 
 from stable_sam_cuda.sam import StableSamPredictor
 
-PICTURE = 1024  # pixels
 LARGEST_ERROR = 3e-3  # of the norm of the truth: convolutions may take TF32
+
+
+def make_picture(side: int) -> np.ndarray:
+    """(3/4 side, side, 3) of uint8: noise, which resizing blurs."""
+    return np.random.default_rng(0).integers(0, 256, (side * 3 // 4, side, 3), dtype=np.uint8)
 
 
 def predict(predictor: SamPredictor, box: np.ndarray) -> np.ndarray:
@@ -40,27 +44,24 @@ def prepare(
 
     In float32: float64 takes the image encoder ten seconds on a CPU.
     """
-    box = boxes(1, len(picture), torch.device("cpu"))[0].numpy()
-    sam = model(run, torch.float32)
+    sam, box = model(run, torch.float32), boxes(1, len(picture))[0].numpy()
     predictor, exact = kind(sam), SamPredictor(with_reference(sam))
     found, truth = (torch.from_numpy(set_image_and_predict(each, picture, box)) for each in (predictor, exact))
-    errors = {"logits": relative_error(found, truth.double())}
-    both = partial(set_image_and_predict, predictor, picture, box)
-    call = both if with_encoder else partial(predict, predictor, box)
-    return Work(call, errors).verified(lambda _: LARGEST_ERROR)
+    whole = partial(set_image_and_predict, predictor, picture, box)
+    work = Work(whole if with_encoder else partial(predict, predictor, box), {"logits": relative_error(found, truth)})
+    return work.verified(lambda _: LARGEST_ERROR)
 
 
 def predictor_groups(run: Run, operation: str, with_encoder: bool) -> Iterator[Group]:
-    kinds = {
-        "fused": (StableSamPredictor, stable_sam),
-        "sam": (SamPredictor, plain_sam),
-        "sam, shared": (StableSamPredictor, plain_sam),
-    }
-    backends = {"fused": fused_backend(run.device)}
     made = [
-        Contestant(name, partial(prepare, *kind, run, with_encoder), backends.get(name)) for name, kind in kinds.items()
+        Contestant(name, partial(prepare, kind, model, run, with_encoder), backend)
+        for name, kind, model, backend in (
+            ("fused", StableSamPredictor, stable_sam, fused_backend(run.device)),
+            ("sam", SamPredictor, plain_sam, None),
+            ("sam, shared", StableSamPredictor, plain_sam, None),
+        )
     ]
-    picture = partial(make_picture, 4 * QUICK_IMAGE if run.quick else PICTURE)
+    picture = partial(make_picture, 256 if run.quick else 1024)
     for cache in run.caches("step", 1):
         size = ("forward", torch.float32, 1, cache, run.device, facts(run))
         yield Group(operation, *size, picture, made, rounds=9, host_work=True)

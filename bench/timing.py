@@ -8,53 +8,31 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from stable_sam_cuda import _extension
-
 ROOT = Path(__file__).resolve().parents[1]
 Call = Callable[[], object]
 
 LARGEST_ERROR_OF_REPLAY = 2e-2  # in half types a graph may take matrix products of another order of summation
-TURN = 0.1  # seconds that a turn of quick calls takes on a CPU
-LONG = 0.5  # seconds of a call that one call before it warms up enough
-PER_CONTESTANT = 0.15  # seconds of timing on a GPU, within the following numbers of rounds
-FEWEST_ROUNDS, MOST_ROUNDS = 5, 60
-
-
-class ReplayClock:
-    """A timer for pytest-benchmark that tells the times measured before, one a round."""
-
-    def __init__(self) -> None:
-        self._now, self._samples = 0.0, iter(())
-
-    def load(self, samples: list[float]) -> None:
-        self._samples = iter(samples)
-
-    def advance(self) -> None:
-        """What pytest-benchmark is told to time: one round, over at once."""
-        self._now += next(self._samples)
-
-    def now(self) -> float:
-        return self._now
+TURN, LONG = 0.1, 0.5  # seconds on a CPU: of a turn of quick calls; of a call before which one warms up enough
+PER_CONTESTANT, FEWEST, MOST = 0.15, 5, 60  # seconds of timing on a GPU, within so many rounds
 
 
 def time_in_turns(calls: dict[str, Call], device: torch.device, rounds: int, warm: bool) -> dict[str, list[float]]:
     """Seconds a call of every round, in which each contestant has its turn: a disturbance hits all, and ratios hold.
 
-    rounds: on a CPU; on a GPU as many as `PER_CONTESTANT` allows, one where ``rounds`` is 1.
-    warm: what a call reads may be in the caches; on a GPU only.
+    rounds: on a CPU; on a GPU as many as `PER_CONTESTANT` allows, unless ``rounds`` is less than `FEWEST`.
+    warm: what a call reads may be in the caches; on a CPU it always is.
     """
     if device.type == "cuda":
-        return _on_cuda(calls, device, rounds, warm)
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            times[name].append(_turn_on_cpu(call))
-    return times
+        return _time_by_events(calls, device, rounds, warm)
+    turns = [{name: _turn_on_cpu(call) for name, call in calls.items()} for _ in range(rounds)]
+    return {name: [turn[name] for turn in turns] for name in calls}
 
 
 def _turn_on_cpu(call: Call) -> float:
@@ -76,41 +54,32 @@ def _seconds(call: Call) -> float:
     return time.perf_counter() - start
 
 
-def _on_cuda(calls: dict[str, Call], device: torch.device, rounds: int, warm: bool) -> dict[str, list[float]]:
-    """By events. Cold: each call runs after the second-level cache was overwritten; warm: after a call of its own."""
-    flushed = torch.empty(4 * torch.cuda.get_device_properties(device).L2_cache_size, dtype=torch.uint8, device=device)
+def _time_by_events(calls: dict[str, Call], device: torch.device, rounds: int, warm: bool) -> dict[str, list[float]]:
+    """Cold: each call runs after the second-level cache was overwritten. Warm: after a call of its own."""
+    cache = torch.cuda.get_device_properties(device).L2_cache_size
+    flushed = torch.empty(4 * cache, dtype=torch.uint8, device=device)
 
-    def turn(call: Call) -> tuple[torch.cuda.Event, torch.cuda.Event]:
-        first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        # Either takes long enough for the host to queue the timed call behind it: launch gaps stay out of the events.
-        if warm:
-            call()
-        else:
-            flushed.zero_()
-        first.record()
-        call()
-        last.record()
-        return first, last
+    def run_turns(count: int) -> dict[str, list[tuple[torch.cuda.Event, torch.cuda.Event]]]:
+        events = {name: [] for name in calls}
+        for _ in range(count):
+            for name, call in calls.items():
+                first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+                # Long enough for the host to queue the timed call behind it: launch gaps stay out of the events.
+                (call if warm else flushed.zero_)()
+                first.record()
+                call()
+                last.record()
+                events[name].append((first, last))
+        torch.cuda.synchronize(device)
+        return events
 
-    for call in calls.values():
-        for _ in range(3):
-            call()
-    torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    for call in calls.values():
-        turn(call)
-    torch.cuda.synchronize(device)
-    if rounds > 1:
-        allowed = int(PER_CONTESTANT * len(calls) / max(time.perf_counter() - start, 1e-6))
-        rounds = max(FEWEST_ROUNDS, min(MOST_ROUNDS, allowed))
-    events = [{name: turn(call) for name, call in calls.items()} for _ in range(rounds)]
-    torch.cuda.synchronize(device)
-    return {name: [1e-3 * first.elapsed_time(last) for first, last in (row[name] for row in events)] for name in calls}
-
-
-def median_ratio(times: list[float], others: list[float]) -> float:
-    """Median over rounds of ``times`` over ``others``."""
-    return statistics.median(one / other for one, other in zip(times, others, strict=True))
+    run_turns(3)
+    once = _seconds(lambda: run_turns(1))
+    if rounds >= FEWEST:
+        rounds = max(FEWEST, min(MOST, int(PER_CONTESTANT * len(calls) / once)))
+    return {
+        name: [1e-3 * first.elapsed_time(last) for first, last in pairs] for name, pairs in run_turns(rounds).items()
+    }
 
 
 def captured(call: Callable[[], Tensor | tuple[Tensor, ...]]) -> Call:
@@ -119,33 +88,32 @@ def captured(call: Callable[[], Tensor | tuple[Tensor, ...]]) -> Call:
     Raises:
         RuntimeError: ``call`` cannot be captured, or a replay gives other results than the call.
     """
+
+    def results() -> tuple[Tensor, ...]:
+        found = call()
+        return (found,) if isinstance(found, Tensor) else found
+
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):  # kernels are compiled and loaded before, not while, a graph is captured
         for _ in range(3):
             call()
     torch.cuda.current_stream().wait_stream(stream)
-    truths = _results(call)
-    graph = torch.cuda.CUDAGraph()
+    truths, graph = results(), torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        replayed = _results(call)
+        replayed = results()
     for result in replayed:
         result.fill_(torch.nan)
     graph.replay()
-    errors = [relative_error(result, truth.double()) for result, truth in zip(replayed, truths, strict=True)]
+    errors = [relative_error(result, truth) for result, truth in zip(replayed, truths, strict=True)]
     if not all(error < LARGEST_ERROR_OF_REPLAY for error in errors):  # also where NaN
         raise RuntimeError(f"a replay gives other results than the call: relative errors {errors}")
     return graph.replay
 
 
-def _results(call: Callable[[], Tensor | tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-    results = call()
-    return (results,) if isinstance(results, Tensor) else results
-
-
 def relative_error(actual: Tensor, truth: Tensor) -> float:
     """Of the norm of the truth."""
-    return ((actual.double() - truth).norm() / truth.norm()).item()
+    return ((actual.double() - truth.double()).norm() / truth.double().norm()).item()
 
 
 @contextlib.contextmanager
@@ -155,17 +123,14 @@ def poisoned(tensors: Iterable[Tensor]) -> Iterator[None]:
     On a CPU PyTorch fills it. On a GPU as much memory as ``tensors`` take is filled and freed, since PyTorch's way
     there would choose other algorithms than those that are timed.
     """
-    tensors = list(tensors)
-    filled = [torch.full_like(tensor, torch.nan) for tensor in tensors if tensor.is_floating_point()]
+    filled = [torch.full_like(tensor, torch.nan) for tensor in tensors]
+    on_cpu = filled[0].device.type == "cpu"
     del filled
-    on_cpu = all(tensor.device.type == "cpu" for tensor in tensors)
-    if on_cpu:
-        torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.use_deterministic_algorithms(on_cpu, warn_only=True)
     try:
         yield
     finally:
-        if on_cpu:
-            torch.use_deterministic_algorithms(False)
+        torch.use_deterministic_algorithms(False)
 
 
 def peak_bytes(call: Call, device: torch.device) -> int | None:
@@ -185,21 +150,15 @@ def ceilings(device: torch.device, quick: bool = False) -> dict[str, float]:
 
     The product is of bfloat16 on a GPU, of float32 on a CPU. ``quick``: not so large, and so of no meaning.
     """
-    elements, side = (1 << 28, 8192) if device.type == "cuda" else (1 << 25, 1024)
-    if quick:
-        elements, side = 1 << 16, 64
+    on_cuda = device.type == "cuda"
+    elements, side = (1 << 16, 64) if quick else (1 << 28, 8192) if on_cuda else (1 << 25, 1024)
     source = torch.randn(elements, device=device)
-    target = torch.empty_like(source)
-    left, right = (
-        torch.randn(side, side, device=device).to(torch.bfloat16 if device.type == "cuda" else torch.float32)
-        for _ in range(2)
-    )
-    calls: dict[str, Call] = {"copy": lambda: target.copy_(source), "product": lambda: left @ right}
-    times = time_in_turns(calls, device, 1 if quick else 9, warm=False)
-    return {
-        "copy_gb_per_s": 2e-9 * 4 * elements / statistics.median(times["copy"]),
-        "matmul_tflop_per_s": 2e-12 * side**3 / statistics.median(times["product"]),
-    }
+    target, factor = torch.empty_like(source), torch.randn(side, side, device=device)
+    factor = factor.bfloat16() if on_cuda else factor
+    calls: dict[str, Call] = {"copy": lambda: target.copy_(source), "product": lambda: factor @ factor}
+    times = time_in_turns(calls, device, 2 if quick else 9, warm=False)
+    copy, product = (statistics.median(times[name]) for name in calls)
+    return {"copy_gb_per_s": 8e-9 * elements / copy, "matmul_tflop_per_s": 2e-12 * side**3 / product}
 
 
 @functools.cache
@@ -219,29 +178,26 @@ def commit() -> str:
 
 def machine(device: torch.device) -> dict[str, object]:
     """The device, the processor, versions, and how busy the machine is."""
-    facts: dict[str, object] = {"python": platform.python_version(), "torch": torch.__version__, "commit": commit()}
-    facts |= {"cuda": torch.version.cuda, "triton": None, "load_average": os.getloadavg()}
-    with contextlib.suppress(ImportError):
-        import triton
+    from stable_sam_cuda import _extension  # here, because bench/on_gpu.py needs this file before anything is built
 
-        facts["triton"] = triton.__version__
-    facts |= {
-        "allow_tf32": torch.backends.cuda.matmul.allow_tf32,
-        "allow_tf32_in_convolutions": torch.backends.cudnn.allow_tf32,
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    facts: dict[str, object] = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "triton": import_module("triton").__version__ if find_spec("triton") else None,
+        "cuda": torch.version.cuda,
+        "commit": commit(),
+        "load_average": os.getloadavg(),
+        "cpu": next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), None),
         "instruction_set": _extension.cpu_instruction_set(),
         "compiler": _extension.build_info().get("compiler"),
-        "cpu": _first_line("/proc/cpuinfo", "model name"),
-        "huge_pages": _first_line("/sys/kernel/mm/transparent_hugepage/enabled"),
+        "allow_tf32": torch.backends.cuda.matmul.allow_tf32,
+        "allow_tf32_in_convolutions": torch.backends.cudnn.allow_tf32,
+        "device": f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
     }
     if device.type != "cuda":
-        named = f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
-        return facts | {"device": named, "gpu": None, "multiprocessors": None, "l2_bytes": None}
+        return facts | {"gpu": None, "multiprocessors": None, "l2_bytes": None}
     properties = torch.cuda.get_device_properties(device)
     facts |= {"device": properties.name, "gpu": properties.name, "l2_bytes": properties.L2_cache_size}
     return facts | {"multiprocessors": properties.multi_processor_count}
-
-
-def _first_line(path: str, begins: str = "") -> str | None:
-    """The first such line of a file, behind its colon."""
-    lines = Path(path).read_text().splitlines() if Path(path).exists() else []
-    return next((line.split(":", 1)[-1].strip() for line in lines if line.startswith(begins)), None)
