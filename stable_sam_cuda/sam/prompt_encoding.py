@@ -50,7 +50,7 @@ def encode_prompts(
         dense = nothing.expand(count, -1, *encoder.image_embedding_size)
     if not sparse:
         return dense.new_empty((count, 0, encoder.embed_dim)), dense
-    return (sparse[0] if len(sparse) == 1 else torch.cat(sparse, dim=1)), dense
+    return (sparse[0] if len(sparse) == 1 else torch.cat(sparse, dim=1)).float(), dense
 
 
 def dense_pe(encoder: PromptEncoder, dtype: torch.dtype) -> Tensor:
@@ -111,7 +111,7 @@ def _embed_points(encoder: PromptEncoder, points: Tensor, labels: Tensor, pad: b
     kind = torch.where(labels == 0, negative, torch.full_like(negative, torch.nan))
     kind = torch.where(labels == 1, positive, kind)
     kind = torch.where(padding, encoder.not_a_point_embed.weight, kind)
-    return location.masked_fill(padding, 0) + kind
+    return (location.masked_fill(padding, 0) + kind).to(location.dtype)  # autocast's, where SAM adds in place
 
 
 def _marked(points: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

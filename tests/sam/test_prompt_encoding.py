@@ -41,13 +41,15 @@ def sams_own(encoder, points, labels, boxes, masks):
 KINDS = ("one-point", "points", "box", "mask", "one-point-box", "points-box-mask", "points-mask")
 
 
+@pytest.mark.parametrize("autocast", [False, True], ids=["plain", "autocast"])
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("kind", KINDS)
-def test_embeddings_are_sams(encoder, kind, count):
+def test_embeddings_are_sams(encoder, kind, count, autocast):
     given = prompts(kind, count)
-    found, expected = encode_prompts(encoder, **given), sams_own(encoder, **given)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        found, expected = encode_prompts(encoder, **given), sams_own(encoder, **given)
     for one, other in zip(found, expected, strict=True):
-        assert one.shape == other.shape
+        assert (one.shape, one.dtype) == (other.shape, other.dtype)
         assert torch.equal(one, other)
     assert found[1].stride(0) == expected[1].stride(0)  # one for all prompts, by which the decoder knows it
 
