@@ -49,7 +49,7 @@ def encode_prompts(
         nothing = encoder.no_mask_embed.weight.reshape(1, -1, 1, 1)
         dense = nothing.expand(count, -1, *encoder.image_embedding_size)
     if not sparse:
-        return dense.new_empty((count, 0, encoder.embed_dim)), dense
+        return dense.new_empty((count, 0, encoder.embed_dim), dtype=torch.float32), dense
     return (sparse[0] if len(sparse) == 1 else torch.cat(sparse, dim=1)).float(), dense
 
 
