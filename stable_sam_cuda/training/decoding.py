@@ -6,6 +6,7 @@ import torch
 from segment_anything.modeling import Sam
 from torch import Tensor
 
+from stable_sam_cuda.sam.prompt_encoding import encode_prompts
 from stable_sam_cuda.sam.shared_decoder import ALL_MASKS, decode
 
 
@@ -37,8 +38,8 @@ def decode_prompts(
 
     Mask 0 is SAM's single-mask output, 1 to 3 its answers to an ambiguous prompt.
     """
-    points = None if prompts.points is None else (prompts.points, prompts.labels)
-    sparse, dense = sam.prompt_encoder(points=points, boxes=prompts.boxes, masks=prompts.masks)
+    encoder = sam.prompt_encoder
+    sparse, dense = encode_prompts(encoder, prompts.points, prompts.labels, prompts.boxes, prompts.masks)
     if len(embeddings) > 1:
         embeddings = embeddings[prompts.image_index]
     return decode(sam, embeddings, sparse, dense, masks)
