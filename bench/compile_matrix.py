@@ -11,6 +11,7 @@ has turned into a trap, or that multiplies fewer than 16 columns (which Triton r
 """
 
 import argparse
+import contextlib
 import itertools
 import json
 import os
@@ -19,15 +20,31 @@ import subprocess
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
+
+os.environ["TRITON_INTERPRET"] = "0"
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # behind PYTHONPATH
+
+import torch
+import triton
+from matrix_calls import CALLS, DTYPES, FACTORS, PLANS, QUICK, Call, pairwise
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, make_backend
+from triton.runtime.jit import JITFunction, create_function_from_signature
+
+from kernels import attention_plan
+from kernels.launch import Device, NoPlanFitsError, assuming
 
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENTS = ROOT / ".matrix"
 RECORD = ROOT / "bench" / "results" / "compile" / "matrix.json"
 TORCHES = {"torch-2.11.0": "torch==2.11.0", "torch-newest": "torch"}
+# Every torch compiles every plan and the smallest maps for every architecture. The rest, every pair of values, is
+# compiled once for each architecture, by the torch that has it here.
+ALL_PAIRS = {"torch-2.11.0": (80, 90, 100), "torch-newest": (86, 89, 120)}
 # Multiprocessors, shared bytes a block may have: A100, RTX 3090, RTX 4090, H100, B200, RTX 5090.
 DEVICES = {
     80: (108, 166_912),
@@ -39,22 +56,6 @@ DEVICES = {
 }
 FEWEST_COLUMNS = 16  # of the left factor of a product, for Triton before 3.8
 COUNTS = (1, 2, 3, 7, 8, 15, 16, 17, 31, 32, 64, 100, 128, 255, 256, 257)  # of prompts
-
-
-class Call(NamedTuple):
-    """One call of an operation, forward and every backward."""
-
-    operation: str
-    dtype: str
-    channels: int
-    map: tuple[int, int]
-    prompts: int
-    variant: int = 0  # rows of the attention, side of the offset head's kernel, channels of the sampler's amplitude
-    shared: bool = False  # one image for all prompts
-
-    def __str__(self) -> str:
-        sizes = f"{self.dtype} C={self.channels} {self.map[0]}x{self.map[1]} B={self.prompts}"
-        return f"{self.operation} {sizes} {self.variant}{' one image' if self.shared else ''}"
 
 
 class Kernel(NamedTuple):
@@ -70,140 +71,33 @@ class Kernel(NamedTuple):
     wide_stores: int = 0
 
 
-DTYPES = ("float32", "float16", "bfloat16")
-CHANNELS = (33, 256, 512)
-MAPS = ((64, 64), (72, 72), (1, 64), (64, 1), (1, 1))
-PROMPTS = (1, 64)
-FACTORS: dict[str, tuple[Sequence[Any], ...]] = {
-    "attention": (DTYPES, CHANNELS, MAPS, PROMPTS, (8, 56, 72, 160, 512), (False, True)),
-    "sampler": (DTYPES, CHANNELS, MAPS, PROMPTS, (0, 1, -1), (False, True)),
-    "offset head": (DTYPES, CHANNELS, MAPS, PROMPTS, (1, 3, 5, 7), (False,)),
-}
-# A call a plan: the commonest of all, and with few channels, which compile fast.
-QUICK = [
-    Call("attention", "float32", 33, (1, 1), 1, 8),
-    Call("attention", "bfloat16", 33, (64, 1), 64, 72, True),
-    Call("sampler", "float32", 33, (1, 64), 1, -1),
-    Call("sampler", "bfloat16", 256, (64, 64), 64, 0),
-    Call("offset head", "bfloat16", 64, (1, 1), 1, 3),
-]
-
-
-# One call a plan of the attention, whatever else meets.
-PLANS = [
-    Call("attention", dtype, channels, (64, 64), 64, rows)
-    for dtype, channels, rows in itertools.product(DTYPES, (256, 512), (56, 160))
-]
-
-
-def pairwise(operation: str) -> Iterator[Call]:
-    """Every plan, and calls in which every two values of two factors meet at least once."""
-    factors = FACTORS[operation]
-    product = [Call(operation, *values) for values in itertools.product(*factors)]
-
-    def pairs(call: Call) -> set[tuple[int, Any, int, Any]]:
-        values = call[1:]
-        return {(i, values[i], j, values[j]) for i, j in itertools.combinations(range(len(values)), 2)}
-
-    missing = set().union(*map(pairs, product))
-    for call in PLANS if operation == "attention" else ():
-        missing -= pairs(call)
-        yield call
-    while missing:
-        best = max(product, key=lambda call: len(pairs(call) & missing))
-        missing -= pairs(best)
-        yield best
-
-
-def call_attention(call: Call) -> None:
-    import torch
-
-    from kernels import sampled_attention, sampled_attention_backward
-
-    batch, rows, dtype = call.prompts, call.variant, getattr(torch, call.dtype)
-    images = 1 if call.shared else batch
-    query_rows = torch.empty((batch, rows, call.channels), dtype=dtype, device="meta")
-    features, key_pe = image(images, call), image(1, call)
-    offsets = torch.empty((images, 2, *call.map), dtype=dtype, device="meta")
-    inputs = (query_rows, features, features, offsets, query_rows.new_empty(batch, 2), key_pe)
-    results = sampled_attention(*inputs, 2.0)
-    for grad_mask in (0b011111, 0b100000):  # what a plugin's training asks for; the positional encoding alone
-        sampled_attention_backward(query_rows, *inputs, *results, 2.0, grad_mask)
-
-
-def call_sampler(call: Call) -> None:
-    import torch
-
-    from kernels import deformable_sample, deformable_sample_backward
-
-    batch, dtype = call.prompts, getattr(torch, call.dtype)
-    features = image(1 if call.shared else batch, call)
-    offsets, alpha = (torch.empty(shape, dtype=dtype, device="meta") for shape in ((batch, 2, *call.map), (batch, 2)))
-    amplitude = image(batch, call, call.channels if call.variant < 0 else 1) if call.variant else None
-    for routed in (True, False):
-        inputs = (features, offsets, features if routed else None, alpha if routed else None, amplitude, 2.0)
-        output = deformable_sample(*inputs)
-        deformable_sample_backward(output, *inputs, 31 if routed else 3, True)
-
-
-def call_head(call: Call) -> None:
-    import torch
-
-    from kernels import offset_head, offset_head_backward
-
-    def empty(*shape: int) -> torch.Tensor:
-        return torch.empty(shape, dtype=getattr(torch, call.dtype), device="meta")
-
-    channels, side = call.channels, call.variant
-    parameters = (empty(channels, 1, side, side), *[empty(channels) for _ in range(3)])
-    inputs = (image(call.prompts, call), *parameters, empty(2, channels, 1, 1), empty(2), 1e-6)
-    output = offset_head(*inputs)
-    offset_head_backward(output, *inputs, 0b1111111)
-
-
-def image(batch: int, call: Call, channels: int | None = None):
-    """Without data, channels-last."""
-    import torch
-
-    shape = (batch, channels or call.channels, *call.map)
-    dtype = getattr(torch, call.dtype)
-    return torch.empty(shape, dtype=dtype, device="meta", memory_format=torch.channels_last)
-
-
-CALLS: dict[str, Callable[[Call], None]] = {
-    "attention": call_attention,
-    "sampler": call_sampler,
-    "offset head": call_head,
-}
-
-
 class Launches:
     """In place of `JITFunction.run`: launches are bound to their specialisation and handed to ``take``, not made."""
 
     def __init__(self, capability: int, take: Callable[..., None]) -> None:
-        from triton.backends.compiler import GPUTarget
-        from triton.compiler import make_backend
-
         self.target = GPUTarget("cuda", capability, 32)
         self.backend, self.take = make_backend(self.target), take
         self.capability = capability
 
-    def of(self, call: Call) -> None:
-        """Take the launches of one call, with the block sizes of this architecture's device."""
-        from triton.runtime.jit import JITFunction
+    def of(self, call: Call, *, every_plan: bool = False) -> None:
+        """Take the launches of one call, with the block sizes of this architecture's device.
 
-        from kernels.launch import Device, assuming
-
+        ``every_plan``: also with those that are left where the device refuses the better ones.
+        """
+        device = Device(*DEVICES[self.capability], self.capability)
+        limits = smaller_limits(call, device) if every_plan else []
         real, JITFunction.run = JITFunction.run, lambda kernel, *a, grid, warmup, **k: self._bind(kernel, a, k, call)
         try:
-            with assuming(Device(*DEVICES[self.capability], self.capability)):
+            with assuming(device):
                 CALLS[call.operation](call)
+            for limit in limits:
+                # Less than the forward needs fits the backward's plans, or the other way round.
+                with assuming(device._replace(shared_bytes=limit)), contextlib.suppress(NoPlanFitsError):
+                    CALLS[call.operation](call)
         finally:
             JITFunction.run = real
 
     def _bind(self, kernel, arguments: tuple, keywords: dict, call: Call) -> None:
-        from triton.runtime.jit import create_function_from_signature
-
         keywords |= {"debug": False}
         bind = create_function_from_signature(kernel.signature, kernel.params, self.backend)
         bound, specialization, options = bind(*arguments, **keywords)
@@ -239,11 +133,16 @@ def compare_counts() -> dict[str, dict[str, int]]:
     return {str(call): recompiles(call) for call in calls}
 
 
+def smaller_limits(call: Call, device: Device) -> list[int]:
+    """Shared memory of which each plan of the attention is the best that fits."""
+    ladders = (attention_plan.forward_plans, attention_plan.tiles_plans, attention_plan.rows_plans)
+    sizes = (getattr(torch, call.dtype), call.channels, call.variant, device)
+    needed = {plan.shared_bytes for ladder in ladders for plan in ladder(*sizes)}
+    return sorted((bytes_ for bytes_ in needed if bytes_ < device.shared_bytes), reverse=True)
+
+
 def compile_calls(capability: int, calls: Sequence[Call], match: str, take: Callable[[Kernel], None]) -> None:
     """Every kernel of the calls whose name and call ``match``, each specialisation once."""
-    import triton
-    from triton.compiler import ASTSource
-
     done: set[str] = set()
 
     def compile_once(kernel, call: Call, key: str, source: tuple) -> None:
@@ -278,13 +177,11 @@ def compile_calls(capability: int, calls: Sequence[Call], match: str, take: Call
 
     launches = Launches(capability, compile_once)
     for call in calls:
-        launches.of(call)
+        launches.of(call, every_plan=call in PLANS)
 
 
 def disassemble(cubin: bytes) -> dict[str, int]:
     """Registers of a thread, and instructions: global loads, those and stores of 16 bytes, spills."""
-    import triton
-
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
@@ -304,11 +201,8 @@ def disassemble(cubin: bytes) -> dict[str, int]:
     }
 
 
-def work(capability: int, quick: bool, match: str, output: Path | None) -> list[Kernel]:
+def work(capability: int, calls: Sequence[Call], match: str, output: Path | None) -> list[Kernel]:
     """Compile for one architecture with the Triton of this interpreter; a line a kernel, and JSON where asked for."""
-    import torch
-    import triton
-
     where = f"torch {torch.__version__.split('+')[0]}, Triton {triton.__version__}, sm_{capability}"
     kernels: list[Kernel] = []
 
@@ -316,7 +210,6 @@ def work(capability: int, quick: bool, match: str, output: Path | None) -> list[
         kernels.append(kernel)
         print(f"{where}: {line(kernel, DEVICES[capability][1])}", flush=True)
 
-    calls = QUICK if quick else [call for operation in FACTORS for call in pairwise(operation)]
     compile_calls(capability, calls, match, take)
     if output is not None:
         facts = {"torch": torch.__version__, "triton": triton.__version__, "architecture": f"sm_{capability}"}
@@ -368,6 +261,7 @@ def run_all(jobs: int) -> list[tuple[str, Kernel]]:
             environment_name, capability = job
             output = folder / f"{environment_name}-{capability}.json"
             command = [pythons[environment_name], __file__, "--only", str(capability), "--output", output]
+            command += [] if capability in ALL_PAIRS[environment_name] else ["--plans"]
             variables = os.environ | {"OMP_NUM_THREADS": "1", "TRITON_CACHE_DIR": str(folder / environment_name)}
             subprocess.run(command, env=variables, check=False)
             return json.loads(output.read_text())
@@ -386,6 +280,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a call a plan, for sm_80 and sm_90, by this Triton")
     parser.add_argument("--only", type=int, choices=DEVICES, help="one architecture, by this Triton, without nvcc")
+    parser.add_argument("--plans", action="store_true", help="with --only: every plan, and what --quick compiles")
     parser.add_argument("--match", default="", metavar="REGEX", help="with --quick or --only: kernels by name and call")
     parser.add_argument("--recompiles", action="store_true", help="JSON: what another number of prompts compiles anew")
     parser.add_argument("--output", type=Path, help="JSON of --only")
@@ -395,9 +290,11 @@ def main() -> int:
         print(json.dumps(compare_counts()))
         return 0
     if options.only or options.quick:
+        calls = QUICK if options.quick or options.plans else []
+        calls = [*calls, *(PLANS if options.plans else [])] or [call for name in FACTORS for call in pairwise(name)]
         found = []
         for capability in [options.only] if options.only else (80, 90):
-            made = work(capability, options.quick, options.match, options.output)
+            made = work(capability, calls, options.match, options.output)
             found += [(f"sm_{capability}", kernel) for kernel in made]
     else:
         found = run_all(options.jobs)
@@ -410,6 +307,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    os.environ["TRITON_INTERPRET"] = "0"
-    sys.path.append(str(ROOT))  # behind PYTHONPATH
     sys.exit(main())
