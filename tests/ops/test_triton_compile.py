@@ -19,10 +19,10 @@ SCRIPT = ROOT / "bench" / "compile_matrix.py"
 SAMPLER = {"forward_kernel", "locations_kernel", "gather_kernel", "pixels_kernel", "identity_sum_kernel"}
 HEAD = {f"offset_head_{name}" for name in ("kernel", "hidden_kernel", "features_kernel", "taps_kernel")}
 ATTENTION = {"attention_kernel", "merge_kernel", "attention_tiles_kernel", "attention_rows_kernel"}
-# Compiled twice at most for one dtype and one set of gradients: for one prompt, whose result is written as it is, and
-# for many, whose results are summed in float32; the attention for few prompts, among whose map programs share, and for
-# many. The sampler's calls here are two, with and without routing.
-TWICE = {"attention_kernel": 1, "attention_tiles_kernel": 1, "gather_kernel": 2, "pixels_kernel": 1}
+# Compiled a second time at most, in half types: where the shares of many programs are added up in float32 rather than
+# written as they are. With one prompt the map is shared among programs, with many prompts their sum is. And one prompt's
+# gradient by the identity is written by the kernel that many prompts have their own one for.
+TWICE = {"attention_kernel", "gather_kernel", "pixels_kernel"}
 
 
 def run_matrix(*options: str, kernels: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -71,7 +71,7 @@ def test_another_number_of_prompts_compiles_nothing_anew() -> None:
     assert {name for kernels in anew.values() for name in kernels} == SAMPLER | HEAD | ATTENTION
     for call, kernels in anew.items():
         for name, count in kernels.items():
-            assert count <= TWICE.get(name, 0), (call, name)
+            assert count <= (name in TWICE), (call, name)
 
 
 class Fault(NamedTuple):
@@ -139,4 +139,4 @@ def test_a_planted_fault_is_found(fault: Fault, tmp_path: Path) -> None:
 def test_a_planted_number_that_changes_is_found(tmp_path: Path) -> None:
     done = run_matrix("--recompiles", kernels=plant(tmp_path, "launch.py", '    "prompts",\n', ""))
     anew = json.loads(done.stdout)
-    assert any(kernels.get("gather_kernel", 0) > TWICE["gather_kernel"] for kernels in anew.values())
+    assert any(kernels.get("gather_kernel", 0) > 1 for kernels in anew.values())
