@@ -19,9 +19,9 @@ SCRIPT = ROOT / "bench" / "compile_matrix.py"
 SAMPLER = {"forward_kernel", "locations_kernel", "gather_kernel", "pixels_kernel", "identity_sum_kernel"}
 HEAD = {f"offset_head_{name}" for name in ("kernel", "hidden_kernel", "features_kernel", "taps_kernel")}
 ATTENTION = {"attention_kernel", "merge_kernel", "attention_tiles_kernel", "attention_rows_kernel"}
-# Compiled a second time at most, in half types: where the shares of many programs are added up in float32 rather than
-# written as they are. With one prompt the map is shared among programs, with many prompts their sum is. And one prompt's
-# gradient by the identity is written by the kernel that many prompts have their own one for.
+# Compiled a second time at most: results of many programs are summed in float32 rather than written as they are. With
+# few prompts the map of one is shared among programs, with many their gradients by one image are. And one prompt's
+# gradient by the identity is written by a kernel of its own only where prompts share the identity.
 TWICE = {"attention_kernel", "gather_kernel", "pixels_kernel"}
 
 
