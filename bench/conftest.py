@@ -29,7 +29,7 @@ _TURNS = pytest.StashKey[Turns]()
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("throughput")
     group.addoption("--device", choices=["cpu", "cuda"], help="default: cuda where there is one")
-    group.addoption("--quick", action="store_true", help="tiny sizes, two rounds: the figures mean nothing")
+    group.addoption("--quick", action="store_true", help="tiny sizes, one round: the figures mean nothing")
     group.addoption("--compile", action="store_true", help="torch.compile at every size, and on a CPU")
     group.addoption("--peak-memory", action="store_true", help="of attention on a CPU, too: a fresh process each")
     group.addoption("--seconds", type=float, default=float("inf"), help="no group begins later than this")

@@ -156,7 +156,7 @@ def ceilings(device: torch.device, quick: bool = False) -> dict[str, float]:
     target, factor = torch.empty_like(source), torch.randn(side, side, device=device)
     factor = factor.bfloat16() if on_cuda else factor
     calls: dict[str, Call] = {"copy": lambda: target.copy_(source), "product": lambda: factor @ factor}
-    times = time_in_turns(calls, device, 2 if quick else 9, warm=False)
+    times = time_in_turns(calls, device, 1 if quick else 9, warm=False)
     copy, product = (statistics.median(times[name]) for name in calls)
     return {"copy_gb_per_s": 8e-9 * elements / copy, "matmul_tflop_per_s": 2e-12 * side**3 / product}
 

@@ -2,6 +2,7 @@
 
 import statistics
 import time
+import traceback
 from collections.abc import Iterator
 from functools import partial
 from typing import NamedTuple
@@ -65,6 +66,8 @@ class Turns:
         """
         if self._group != group.name:
             self._group, self._problem, self._outcomes = group.name, None, {}  # what the last group held goes first
+            if self._device.type == "cuda":
+                torch.cuda.empty_cache()
             if time.monotonic() < self._deadline:
                 self._problem = group.problem()
         if self._problem is None:
@@ -73,7 +76,11 @@ class Turns:
             benchmark.pedantic(_prepare(group, contestant, self._problem).call)
             return
         if not self._outcomes:
-            self._outcomes = self._measure(group, self.selected[group.name])
+            contestants = self.selected[group.name]
+            try:
+                self._outcomes = self._measure(group, contestants)
+            except Exception as failure:  # of the timing itself, which is not tried again for every contestant
+                self._outcomes = {contestant.name: failure for contestant in contestants}
         outcome = self._outcomes[contestant.name]
         if isinstance(outcome, BaseException):
             raise outcome
@@ -87,9 +94,10 @@ class Turns:
         for contestant in contestants:
             try:
                 works[contestant.name] = _prepare(group, contestant, self._problem)
-            except (Exception, pytest.skip.Exception) as failure:  # must not cost the others their figures
+            except (Exception, pytest.skip.Exception) as failure:  # must not cost the others figures, or memory
+                traceback.clear_frames(failure.__traceback__)
                 outcomes[contestant.name] = failure
-        calls, rounds = {name: work.call for name, work in works.items()}, 2 if self._quick else group.rounds
+        calls, rounds = {name: work.call for name, work in works.items()}, 1 if self._quick else group.rounds
         samples = time_in_turns(calls, self._device, rounds, warm=group.cache != "cold")
         for contestant in contestants:
             name = contestant.name
@@ -98,9 +106,6 @@ class Turns:
                 info = group.facts(contestant) | self._figures(works[name], name, samples)
                 info["peak_bytes"] = None if group.cache == "graph" else peak()
                 outcomes[name] = Measured(samples[name], info)
-        del works, calls
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
         return outcomes
 
     def _figures(self, work: Work, name: str, samples: dict[str, list[float]]) -> dict[str, object]:
@@ -130,6 +135,7 @@ def _prepare(group: Group, contestant: Contestant, problem: object) -> Work:
         work = contestant.prepare(problem)
     except RuntimeError as error:
         if isinstance(error, torch.OutOfMemoryError) or "not implemented for" in str(error):
+            traceback.clear_frames(error.__traceback__)
             pytest.skip(str(error)[:300])
         raise
     if group.cache == "graph":
