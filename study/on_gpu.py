@@ -233,7 +233,7 @@ def rehearse(call: Call) -> dict[str, object]:
         # Steps, not minutes, end it: a rehearsal may share a small machine with others.
         tiny = ["--image-size", str(IMAGE_SIZE), "--batch", "2", "--workers", "1", "--steps", "3", "--init"]
         options = {"packs": folder / "packs", "base_options": [*tiny, str(folder / "init.safetensors")], "jobs": 2}
-        rows = call.rows or "sam_lite,stable_long"
+        rows = call.rows or "sam_lite,points"  # all evaluations; a training of one epoch and one seed
         call = replace(call, **options, rows=rows, device="cpu", seconds=3600, dry=True)
         first = replace(call, out=folder / "out", work=folder / "one", base_seconds=0.01)
         record = run(first)

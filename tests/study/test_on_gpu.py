@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,21 @@ def on_gpu(out: Path, *words: object) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"OUT": str(out), "PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": ""}
     command = [str(word) for word in (ROOT / "study" / "on_gpu.sh", *words)]
     return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+@pytest.fixture
+def call_main(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """The command line in this process, whose own way of ending is left alone."""
+    import on_gpu
+
+    monkeypatch.setenv("OUT", str(tmp_path))
+    monkeypatch.setattr(on_gpu.signal, "signal", lambda *arguments: None)
+
+    def call(*words: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["on_gpu.py", *words])
+        return on_gpu.main()
+
+    return call
 
 
 @pytest.fixture(scope="module")
@@ -45,15 +61,18 @@ def test_a_rehearsal_pauses_the_base_goes_on_elsewhere_and_runs_rows(tmp_path: P
     assert done.returncode == 0, done.stdout + done.stderr
     record = json.loads((tmp_path / "on_gpu.json").read_text())
     assert (record["base"], record["finished"], record["dry_run"]) == ("finished", True, True)
-    assert record["rows"] == {"sam_lite-0": "passed", "stable_long-0": "passed"}
+    assert record["rows"] == {"sam_lite-0": "passed", "points-0": "passed"}
     assert {path.name for path in tmp_path.iterdir()} == {"on_gpu.json", "results.tar", "sam_lite.safetensors"}
     with tarfile.open(tmp_path / "results.tar") as tar:
         names = tar.getnames()
         rows = [json.load(tar.extractfile(name)) for name in names if name.startswith("records/")]
     assert {"base/log.jsonl", "base/run.json", "base/curve.png", "on_gpu.log"} <= set(names)
     assert any(name.startswith("base/tensorboard/") for name in names)
-    assert any(name.endswith("stable_long-0/plugin.safetensors") for name in names)
-    assert {tuple(row["figures"]) for row in rows} == {("val", "test", "val_protocol", "test_protocol")}
+    assert any(name.endswith("points-0/plugin.safetensors") for name in names)
+    assert {row["row"]: list(row["figures"]) for row in rows} == {
+        "sam_lite": ["val", "test", "val_protocol", "test_protocol"],
+        "points": ["val"],
+    }
     assert len({row["base_sha256"] for row in rows}) == 1
     assert load_sam("sam_lite", tmp_path / "sam_lite.safetensors", device="cpu").image_encoder.img_size == 64
 
@@ -95,15 +114,20 @@ def test_the_same_base_keeps_its_file_and_another_one_replaces_it(checkpoint: di
     assert path.read_bytes() != before[1]
 
 
-def test_without_a_gpu_and_without_a_rehearsal_nothing_is_done(tmp_path: Path) -> None:
-    done = on_gpu(tmp_path)
-    assert done.returncode == 1
-    assert "no CUDA device" in done.stderr
+def test_without_a_gpu_and_without_a_rehearsal_nothing_is_done(
+    call_main: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert call_main() == 1
+    assert "no CUDA device" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
-def test_rows_that_do_not_exist_are_said_before_anything_is_done(tmp_path: Path) -> None:
-    done = on_gpu(tmp_path, "--dry-run", "--rows", "cake")
-    assert done.returncode == 2
-    assert "rows: expected some of sam_lite, stable" in done.stderr
+def test_rows_that_do_not_exist_are_said_before_anything_is_done(
+    call_main: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        call_main("--dry-run", "--rows", "cake")
+    assert ended.value.code == 2
+    assert "rows: expected some of sam_lite, stable" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
