@@ -26,6 +26,8 @@ CPU_RECORD = bench/results/cpu/$(shell date +%F)-$(shell git describe --always -
 COMPILED_SOURCES := $(shell find csrc -type f)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Python compiles what it imports, when it imports it; pip would compile all of it, on one core.
+export PIP_NO_COMPILE := 1
 
 .PHONY: demo test lint bench bench-quick performance compile-matrix results clean distclean
 .DELETE_ON_ERROR:

@@ -54,10 +54,10 @@ QUICK = [
 ]
 
 
-# One call a plan of the attention, whatever else meets.
+# Calls that have every plan of the attention among theirs: float16 has those of bfloat16.
 PLANS = [
     Call("attention", dtype, channels, (64, 64), 64, rows)
-    for dtype, channels, rows in itertools.product(DTYPES, (256, 512), (56, 160))
+    for dtype, channels, rows in itertools.product(("float32", "bfloat16"), (256, 512), (56, 160))
 ]
 
 
