@@ -5,9 +5,9 @@
     python bench/compile_matrix.py --recompiles      what another number of prompts compiles anew; compiles nothing
 
 Each op is called on tensors without data, with Triton's launch replaced by its compiler, so what is compiled is what a
-launch on that device would compile: same specialisation, same block sizes. A line says of each kernel: registers,
-spilling instructions, shared memory against what a block may have there. A kernel that does not compile, that Triton
-has turned into a trap, or that multiplies fewer than 16 columns (which Triton refuses before 3.8) has failed.
+launch on that device would compile: same specialisation, same block sizes. A line says of each kernel: registers and
+spilled bytes of a thread, shared memory of a block against what it may have there. Failed has a kernel that does not
+compile, that Triton has turned into a trap, or that multiplies fewer than 16 columns, which Triton refuses before 3.8.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -65,7 +65,7 @@ class Kernel(NamedTuple):
     call: str
     error: str = ""
     registers: int = 0
-    spills: int = 0
+    spilled_bytes: int = 0  # of a thread
     shared_bytes: int = 0
     wide_loads: int = 0  # of 16 bytes
     wide_stores: int = 0
@@ -159,19 +159,21 @@ def compile_calls(capability: int, calls: Sequence[Call], match: str, take: Call
             take(Kernel(name, str(call), f"{type(error).__name__}: {str(error).strip().splitlines()[-1][:300]}"))
             return
         columns = [int(k) for k in re.findall(r"tt\.dot .* : tensor<\d+x(\d+)x", compiled.asm["ttir"])]
-        used = disassemble(compiled.asm["cubin"])
+        registers, spilled = resources(compiled.asm["cubin"])
+        accesses = Counter(re.findall(r"\b(?:ld|st)\.global\b(?:\.v4\.b32|\.v2\.b64)?", compiled.asm["ptx"]))
+        loads = sum(count for access, count in accesses.items() if access.startswith("ld"))
         narrow = f"a product of {min(columns)} columns" if columns and min(columns) < FEWEST_COLUMNS else ""
-        trap = "" if used["loads"] else "compiled to a trap: it loads nothing"
+        trap = "" if loads else "compiled to a trap: it loads nothing"
         take(
             Kernel(
                 name,
                 str(call),
                 narrow or trap,
-                used["registers"],
-                used["spills"],
+                registers,
+                spilled,
                 compiled.metadata.shared,
-                used["wide_loads"],
-                used["wide_stores"],
+                loads - accesses["ld.global"],
+                accesses.total() - loads - accesses["st.global"],
             )
         )
 
@@ -180,25 +182,15 @@ def compile_calls(capability: int, calls: Sequence[Call], match: str, take: Call
         launches.of(call, every_plan=call in PLANS)
 
 
-def disassemble(cubin: bytes) -> dict[str, int]:
-    """Registers of a thread, and instructions: global loads, those and stores of 16 bytes, spills."""
+def resources(cubin: bytes) -> tuple[int, int]:
+    """Registers of a thread, and the bytes of its stack, on which nothing but spilled registers lies."""
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        command = [tool, "-res-usage", "-sass", file.name]
-        listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
-    def count(pattern: str) -> int:
-        return len(re.findall(pattern, listing))
-
-    return {
-        "registers": int(re.search(r"\bREG:(\d+)", listing)[1]),
-        "loads": count(r"\bLDG\b"),
-        "wide_loads": count(r"\bLDG\.E[.\w]*\.128\b"),
-        "wide_stores": count(r"\bSTG\.E[.\w]*\.128\b"),
-        "spills": count(r"\b(?:LDL|STL)\b"),
-    }
+        report = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    registers, stack = (int(re.search(rf"\b{name}:(\d+)", report)[1]) for name in ("REG", "STACK"))
+    return registers, stack
 
 
 def work(capability: int, calls: Sequence[Call], match: str, output: Path | None) -> list[Kernel]:
@@ -221,8 +213,8 @@ def line(kernel: Kernel, limit: int) -> str:
     if kernel.error:
         return f"{kernel.name}, {kernel.call}: FAILED, {kernel.error}"
     over = " OVER THE LIMIT" if kernel.shared_bytes > limit else ""
-    used = f"{kernel.registers} registers, {kernel.spills} spills, {kernel.shared_bytes} of {limit} shared bytes{over}"
-    return f"{kernel.name}, {kernel.call}: {used}"
+    of_thread = f"{kernel.registers} registers, {kernel.spilled_bytes} bytes spilled"
+    return f"{kernel.name}, {kernel.call}: {of_thread}, {kernel.shared_bytes} of {limit} shared{over}"
 
 
 def environment(name: str) -> Path:
@@ -300,7 +292,7 @@ def main() -> int:
         found = run_all(options.jobs)
     failed = sum(bool(kernel.error) for _, kernel in found)
     over = sum(kernel.shared_bytes > DEVICES[int(name[3:])][1] for name, kernel in found)
-    spilling = sum(kernel.spills > 0 for _, kernel in found)
+    spilling = sum(kernel.spilled_bytes > 0 for _, kernel in found)
     made = f"{len(found) - failed} compiled, {failed} failed"
     print(f"compile matrix: {made}, {over} over the limit, {spilling} with spills")
     return 1 if failed or over else 0

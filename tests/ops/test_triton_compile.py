@@ -104,7 +104,7 @@ FAULTS = {
         "copies * padded * rows * dtype.itemsize",
         "0 * padded * rows * dtype.itemsize",
         "^attention_tiles_kernel, attention bfloat16 C=256 64x64 B=64 160",
-        "of 166912 shared bytes OVER THE LIMIT",
+        "of 166912 shared OVER THE LIMIT",
     ),
     "trap": Fault(
         "attention_tile.py",
