@@ -80,7 +80,7 @@ def attentions(run: Run, operation: Operation, own: Callable, eager: Callable, p
 def groups(run: Run, name: str, operation: Operation, own: Callable, eager: Callable) -> Iterator[Group]:
     wanted = sizes(run, max_offset=1.0, tokens=7 if run.on_cuda else 8)
     contestants = partial(attentions, run, operation, own, eager)
-    return operation_groups(run, name, wanted, contestants, rounds=9, largest_backward=LARGEST_BACKWARD)
+    return operation_groups(run, name, wanted, contestants, rounds=7, largest_backward=LARGEST_BACKWARD)
 
 
 @pytest.mark.groups(

@@ -38,7 +38,7 @@ def heads(run: Run, place: int) -> list[Contestant]:
 
 def head_groups(run: Run) -> Iterator[Group]:
     wanted = sizes(run, max_offset=1.0, tokens=7)
-    return operation_groups(run, "offset_head", wanted, partial(heads, run), rounds=9, largest_backward=64)
+    return operation_groups(run, "offset_head", wanted, partial(heads, run), rounds=7, largest_backward=64)
 
 
 @pytest.mark.groups(make=head_groups)
