@@ -37,6 +37,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "groups(make): what a benchmark compares, from what the command line asks for")
+    if config.getoption("quick"):
+        torch.set_num_threads(1)  # a rehearsal shares its machine, and threads that wait for one another spin
     deadline = time.monotonic() + config.getoption("seconds")
     config.stash[_CASES] = {}
     config.stash[_TURNS] = Turns(_run(config).device, config.getoption("quick"), deadline)
