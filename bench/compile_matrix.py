@@ -149,6 +149,8 @@ def compile_calls(capability: int, calls: Sequence[Call], match: str, take: Call
         name = kernel.__name__.strip("_")
         if f"{name} {key}" in done or not re.search(match, f"{name}, {call}"):
             return
+        if call.operation == "attention" and call.channels >= 256 and "attention" not in name and call not in PLANS:
+            return  # kernels of the sampler and of few channels, which other calls have
         done.add(f"{name} {key}")
         signature, constants, attributes, options = source
         try:
