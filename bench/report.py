@@ -59,7 +59,7 @@ def where_from(figure: Figure) -> str:
     machine = figure.machine
     facts = [f"{name} {machine[name]}" for name in FACTS[figure.is_gpu] if machine.get(name) is not None]
     if not figure.is_gpu:
-        facts.append(f"load average before it {machine['load_average'][0]:.1f}")
+        facts.append(f"load average {machine['load_average'][0]:.1f}")
     return (
         f"`{figure.path}`, {figure.date[:10]}, commit {machine['commit']}: {', '.join(facts)}. A large copy moved "
         f"{machine['copy_gb_per_s']:.0f} GB/s, read and written; a large matrix product ran at "
