@@ -43,7 +43,7 @@ def prepare_attention(
 
     Raises TypeError for a dtype that the kernels have no instance of.
     """
-    sampling = prepare_inputs(features, offsets, identity, alpha, None)
+    sampling = prepare_inputs(features, offsets, identity, alpha, None, batch=query_rows.shape[0])
     key_pe = channels_last(key_pe)
     return AttentionInputs(
         query_rows=query_rows.contiguous(),

@@ -56,9 +56,14 @@ def empty_channels_last(batch: int, like: Tensor, dtype: torch.dtype | None = No
 
 
 def prepare_inputs(
-    features: Tensor, offsets: Tensor, identity: Tensor | None, alpha: Tensor | None, amplitude: Tensor | None
+    features: Tensor,
+    offsets: Tensor,
+    identity: Tensor | None,
+    alpha: Tensor | None,
+    amplitude: Tensor | None,
+    batch: int | None = None,
 ) -> SamplingInputs:
-    """Lay out the inputs of one call and measure them.
+    """Lay out the inputs of one call and measure them. ``batch``: prompts, where these tensors alone do not tell.
 
     Raises TypeError for a dtype that the kernels have no instance of.
     """
@@ -71,7 +76,7 @@ def prepare_inputs(
     identity = None if identity is None else channels_last(identity)
     amplitude = None if amplitude is None else channels_last(amplitude)
     given = [tensor for tensor in (features, offsets, identity, alpha, amplitude) if tensor is not None]
-    batch = torch.broadcast_shapes(*[tensor.shape[:1] for tensor in given])[0]
+    batch = torch.broadcast_shapes(*[tensor.shape[:1] for tensor in given])[0] if batch is None else batch
     alpha = None if alpha is None else alpha.expand(batch, 2).contiguous()
 
     def is_shared(tensor: Tensor) -> bool:

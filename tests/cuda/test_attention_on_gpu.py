@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from attention_cases import (
+    ATTENTION_NAMES,
     AttentionCase,
     assert_attention_matches,
     attend_and_differentiate,
@@ -29,6 +30,7 @@ ATTENTION_CASES = [
     *(AttentionCase(f"{batch}_prompts", batch, HEADS * 7, **ATTENTION) for batch in (1, 5, 64)),
     AttentionCase("one_image", 8, 56, **ATTENTION, broadcast=frozenset({"features", "identity", "key_pe"})),
     AttentionCase("one_of_all_else", 8, 56, **ATTENTION, broadcast=frozenset({"offsets", "alpha", "key_pe"})),
+    AttentionCase("one_of_all_but_rows", 8, 56, **ATTENTION, broadcast=frozenset(ATTENTION_NAMES[1:])),
     AttentionCase("far", rows=56, **ATTENTION, max_offset=5.0),
     AttentionCase("odd_sizes", 3, 13, 100, 37, 51, layout="contiguous"),
     AttentionCase("33_channels", 3, 9, 33, 16, 17, layout="strided"),

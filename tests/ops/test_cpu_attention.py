@@ -41,6 +41,7 @@ CASES = [
     AttentionCase("one_image", batch=3, broadcast=SHARED),
     AttentionCase("one_image_for_20", batch=20, rows=2, height=9, width=9, broadcast=SHARED),
     AttentionCase("one_of_all_else", batch=3, height=3, broadcast=frozenset({"offsets", "alpha", "key_pe"})),
+    AttentionCase("one_of_all_but_rows", batch=3, height=2, broadcast=frozenset(ATTENTION_NAMES[1:])),
     AttentionCase("one_features", batch=3, broadcast=frozenset({"features"})),
     AttentionCase("one_identity", batch=3, broadcast=frozenset({"identity"})),
     AttentionCase("contiguous", layout="contiguous", height=2, broadcast=frozenset({"key_pe"})),

@@ -34,6 +34,7 @@ CASES = [
     AttentionCase("wide", batch=1, height=2, width=35, max_offset=4.0),
     AttentionCase("one_image", batch=3, broadcast=frozenset({"features", "identity", "key_pe"})),
     AttentionCase("one_of_all_else", batch=3, height=3, broadcast=frozenset({"offsets", "alpha", "key_pe"})),
+    AttentionCase("one_of_all_but_rows", batch=3, height=2, broadcast=frozenset(ATTENTION_NAMES[1:])),
     AttentionCase("contiguous", layout="contiguous", height=2, broadcast=frozenset({"key_pe"})),
     AttentionCase("strided", layout="strided", height=2),
 ]
