@@ -37,7 +37,8 @@ BASELINE = "baseline.json"
 GRACE_SECONDS = 10  # in which an interrupted pytest writes what it has
 LAYERS = [f"bench/test_{name}.py" for name in ("deformable_attention", "deformable_sample", "offset_head")]
 MODELS = [f"bench/test_{name}.py" for name in ("decoder", "training_step", "predictor")]
-KERNELS = "regex:^(deformable|attention|offset_head|gather|pixels|sum_over|sum_alpha)"  # not PyTorch's own
+# Not PyTorch's own.
+KERNELS = "regex:^_?(deformable|attention|merge_k|offset_head|forward_k|locations|gather|pixels_k|identity_sum|sum_)"
 SECTIONS = [f"--section={name}" for name in ("SpeedOfLight", "Occupancy", "MemoryWorkloadAnalysis", "LaunchStats")]
 OUT_OF_TIME = re.compile("^SKIPPED .*out of time", re.MULTILINE)  # of groups of benchmarks that did not begin
 FAILURE = re.compile("^(FAILED|ERROR) |has failed PercentageRegressionCheck|ERROR SUMMARY: [1-9]")

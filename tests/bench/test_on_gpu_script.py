@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -191,3 +192,13 @@ def test_failures_and_what_became_slower_are_named(run_made_up, tmp_path: Path) 
     assert "test_right[fused-False]" in slower and "PercentageRegressionCheck" in slower
     assert others == [wrong]
     assert "assert (1 + 1) == 3" in (tmp_path / "all.log").read_text()
+
+
+def test_the_profiler_sees_every_kernel_of_ours() -> None:
+    import on_gpu
+
+    sources = [path.read_text() for folder in ("kernels/*.py", "csrc/cuda/*.cu*") for path in ROOT.glob(folder)]
+    names = {name for text in sources for name in re.findall(r"^def (\w+_kernel)\(", text, re.MULTILINE)}
+    names |= {name for text in sources for name in re.findall(r"__global__[^;{]*?(\w+)\(const", text)}
+    assert len(names) >= 15
+    assert {name for name in names if not re.search(on_gpu.KERNELS.removeprefix("regex:"), name)} == set()
