@@ -6,7 +6,7 @@
 #   make bench    measure throughput by pytest-benchmark, each contestant verified first; on a GPU by bench/on_gpu.sh
 #   make bench-quick   every benchmark verified and called once at tiny sizes; measures nothing
 #   make performance   write docs/performance.md anew from the records that are there; measures nothing
-#   make compile-matrix   compile every kernel in every plan for six GPU architectures, by two versions of Triton
+#   make compile-matrix   compile every kernel in every plan for six GPU architectures, by torch 2.11 and the newest
 #   make results DATA=dir   train and evaluate every row of docs/results.md that has no record yet, and write it anew
 #   make clean    remove what was built; the environment stays
 #   make distclean  remove the environment, too

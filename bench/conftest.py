@@ -84,7 +84,8 @@ def turns(request: pytest.FixtureRequest) -> Turns:
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, object]) -> None:
-    machine_info.pop("node", None)  # the name of somebody's computer
+    for name in ("node", "release", "python_build"):  # of somebody's computer
+        machine_info.pop(name, None)
     machine_info |= machine(_run(config).device) | {"quick": config.getoption("quick")}
     if not config.getoption("benchmark_disable"):
         machine_info |= config.stash[_TURNS].ceilings

@@ -243,7 +243,7 @@ def main() -> int:
     record: dict = {"device": device, "commit": commit(), "dry_run": dry, "parts": {}, "benchmarks": []}
     stem = f"{datetime.date.today().isoformat()}-{record['commit'].rstrip('+')}"
     log = target / f"{stem}.log"
-    log.write_text("")
+    log.touch()
     take_earlier(record, [results, target, state], state)
     write_baseline(results, record["commit"], state / BASELINE)
     parts = [build(dry), *(second_parts if options.second else first_parts)(dry)]
