@@ -24,13 +24,13 @@ METHOD = """## How it is measured
 that is wrong gets no time. Inputs are random. Contestants of a row take turns, so that a disturbance hits all of them,
 and their ratio is the figure that counts: the median over rounds. On a GPU results lie over memory that was filled with
 NaN, and CUDA events take the time: cold (the second-level cache is overwritten before each run), warm (in the records
-alone), and with one prompt the forward also as a CUDA graph. Percentages are of a large copy in the same run, on the fewest bytes
-that the operation must move. Peak memory is what one call adds.
+alone), and with one prompt the forward also as a CUDA graph. Percentages are of a large copy in the same run, on the
+fewest bytes that the operation must move. Peak memory is what one call adds.
 
 The first contestant of a row is this project's: its median with p20 and p80, its percentage of the copy (over 100 where
 one prompt lies in the cache), its error. Every other one has its time and that time as a multiple of ours. The eager
-chain is what one writes in PyTorch without this package: `grid_sample`, two blends, and SAM's attention. Sizes are SAM's:
-256 channels, 64 x 64, 8 heads. A commit with a + had changes that were not committed.
+chain is what one writes in PyTorch without this package: `grid_sample`, two blends, and SAM's attention. Sizes are
+SAM's: 256 channels, 64 x 64, 8 heads. A commit with a + had changes that were not committed.
 """
 
 
