@@ -15,7 +15,15 @@ from .attention_backward_rows import attention_rows_kernel
 from .attention_backward_tiles import attention_tiles_kernel
 from .attention_gradients import ALPHA, FEATURES, IDENTITY, KEY_PE, OFFSETS, QUERY_ROWS, AttentionGradients
 from .attention_inputs import AttentionInputs, prepare_attention
-from .attention_plan import BACKWARD_TILE, AttentionPlan, rows_plans, tiles_plans
+from .attention_plan import (
+    BACKWARD_TILE,
+    ROWS_KERNEL,
+    TILES_KERNEL,
+    AttentionPlan,
+    plan_name,
+    rows_plans,
+    tiles_plans,
+)
 from .backward import gather_features, sum_identity, walk_pixels
 from .launch import device_of, launch, run_best, split_evenly, tile_count
 from .sampling_shape import SamplingInputs
@@ -136,7 +144,7 @@ def sampled_attention_backward(
     def run(plan: AttentionPlan) -> tuple[Tensor, ...]:
         return _by_groups_of_prompts(plan, inputs, incoming, float(max_offset), grad_mask)
 
-    return run_best("sampled_attention's backward", plans, inputs.features, run)
+    return run_best(plan_name(TILES_KERNEL, inputs.features.dtype, channels), plans, inputs.features, run)
 
 
 def _by_groups_of_prompts(
@@ -197,7 +205,7 @@ def _fill(
     if grad_scores is not None:
         own = gradients.of_prompts(QUERY_ROWS, prompts)
         run_best(
-            "sampled_attention's backward by query rows",
+            plan_name(ROWS_KERNEL, dtype, channels),
             rows_plans(dtype, channels, rows, device_of(inputs.features)),
             inputs.features,
             lambda rows_plan: _grad_of_rows(rows_plan, inputs, own, grad_scores, max_offset),

@@ -5,13 +5,23 @@ softmax: a tile's u is blended once, gives the scores (rows times keys) and is t
 Where prompts are few the map is shared among programs; `_merge_kernel` joins their results in a fixed order.
 """
 
+import math
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from .attention_inputs import AttentionInputs, prepare_attention
-from .attention_plan import AttentionPlan, forward_plans, tiles_plans
+from .attention_plan import (
+    ROWS_KERNEL,
+    TILES_KERNEL,
+    AttentionPlan,
+    forward_plans,
+    plan_name,
+    rows_plans,
+    tiles_plans,
+)
 from .attention_tile import calibrated_chunk, dot, find_taps, load_chunk, store_chunk
 from .launch import NUMBERS, SMALL, WARPS, device_of, fitting_plans, launch, run_best, split_evenly, tile_count
 from .tiles import batch_start, load_offsets, tile_pixels, tiles_of
@@ -181,10 +191,12 @@ def sampled_attention(
     logsumexp = query_rows.new_empty((batch, rows), dtype=torch.float32)
     if inputs.pixels == 0 or channels == 0 or logsumexp.numel() == 0:
         return _without_scores(pooled, logsumexp, inputs)
-    sizes = (inputs.features.dtype, channels, rows, device_of(pooled))
-    fitting_plans("sampled_attention's backward", tiles_plans(*sizes), pooled)  # both directions or none
-    plans = forward_plans(*sizes)
-    run_best("sampled_attention", plans, pooled, lambda plan: _attend(pooled, logsumexp, inputs, max_offset, plan))
+    dtype = inputs.features.dtype
+    sizes = (dtype, channels, rows, device_of(pooled))
+    for kernel, plans in ((TILES_KERNEL, tiles_plans(*sizes)), (ROWS_KERNEL, rows_plans(*sizes))):
+        fitting_plans(plan_name(kernel, dtype, channels), plans, pooled)  # both directions or none
+    name = plan_name("sampled_attention", dtype, channels)
+    run_best(name, forward_plans(*sizes), pooled, lambda plan: _attend(pooled, logsumexp, inputs, max_offset, plan))
     return pooled, logsumexp
 
 
@@ -240,5 +252,5 @@ def _attend(pooled: Tensor, logsumexp: Tensor, inputs: AttentionInputs, max_offs
 
 def _without_scores(pooled: Tensor, logsumexp: Tensor, inputs: AttentionInputs) -> tuple[Tensor, Tensor]:
     """A softmax over nothing, or over scores that are all 0 because there are no channels."""
-    lowest = torch.tensor(float(inputs.pixels)).log().item()
+    lowest = math.log(inputs.pixels) if inputs.pixels else -math.inf
     return pooled.zero_(), logsumexp.fill_(lowest)

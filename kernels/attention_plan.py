@@ -11,6 +11,8 @@ import triton
 
 from .launch import Device
 
+TILES_KERNEL = "sampled_attention's backward"
+ROWS_KERNEL = "sampled_attention's backward by query rows"
 BACKWARD_TILE = (4, 8)  # of both kernels: the second reads what the first has written by tiles
 _SUMS = 64 * 256  # rows times channels whose sums in float32 fill half of the registers of 4 warps
 
@@ -38,6 +40,11 @@ class AttentionPlan(NamedTuple):
             "num_warps": self.warps,
             "num_stages": 1,  # loads are gathered and blended, not copied: there is nothing to pipeline
         }
+
+
+def plan_name(kernel: str, dtype: torch.dtype, channels: int) -> str:
+    """What is refused or not on a device, as a user reads it."""
+    return f"{kernel} of {channels} channels in {str(dtype).removeprefix('torch.')}"
 
 
 def _chunk(channels: int, largest: int) -> int:

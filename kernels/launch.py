@@ -173,16 +173,18 @@ def fitting_plans(name: str, plans: Sequence[P], tensor: Tensor) -> list[P]:
 def run_best(name: str, plans: Sequence[P], tensor: Tensor, run: Callable[[P], R]) -> R:
     """``run`` the first of the plans, the best first, that fits the device of ``tensor``.
 
-    One that is refused all the same is not tried there again, and one `SmallerPlanWarning` says so.
+    One that is refused all the same is not tried there again, and one `SmallerPlanWarning` says so. ``name`` has all that
+    a refusal is for: kernel, dtype and channels.
 
     Raises:
         NoPlanFitsError: none fits.
     """
-    for plan in fitting_plans(name, plans, tensor):
+    fitting = fitting_plans(name, plans, tensor)
+    for plan in fitting:
         try:
             return run(plan)
         except OutOfResources as error:
             _refused.add((name, tensor.device, plan))
-            message = f"{name} takes smaller blocks on {tensor.device} from now on: {error}"
-            warnings.warn(message, SmallerPlanWarning, stacklevel=2)
+            what_now = "has no smaller blocks" if plan is fitting[-1] else "takes smaller blocks"
+            warnings.warn(f"{name} {what_now} on {tensor.device}: {error}", SmallerPlanWarning, stacklevel=2)
     raise NoPlanFitsError(f"{name} has no block sizes that {tensor.device} does not refuse")

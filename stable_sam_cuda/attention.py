@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stable_sam_cuda.backends import Backend, choose_for_attention, warn_unfused
+from stable_sam_cuda.backends import Backend, choose, choose_for_attention, warn_unfused
 from stable_sam_cuda.checks import check_alike, check_batched, check_dtype, check_image, check_max_offset, check_tensors
 from stable_sam_cuda.ops import reference
 from stable_sam_cuda.ops.autocast import autocast_dtype
@@ -75,7 +75,8 @@ def deformable_attention(
     pixel NaN, and so the whole prompt; an infinite one saturates at ``max_offset``.
 
     For more than 64 queries, with a backend that has no fused kernel, or on a GPU without the resources for Triton's, u
-    is sampled first and projected, with one `UnfusedAttentionWarning`.
+    is sampled first and projected, with one `UnfusedAttentionWarning`. What ``torch.compile`` has made raises an error on
+    such a GPU instead.
 
     Raises:
         TypeError: an argument is not a tensor, or tensors of different or unsupported dtypes were given.
@@ -109,7 +110,10 @@ def deformable_attention(
                 heads = heads + k_bias[:0].sum()  # 0, and a gradient of exact zeros
         except NoPlanFitsError as error:
             warn_unfused(str(error))
-    if heads is None:
+        fused = heads is not None
+    if not fused:
+        # Without the fused kernel the best sampler counts, which may be another backend's.
+        chosen = choose(backend, queries.device, dtype)
         heads = _projected(chosen, q, maps, k_weight, k_bias, v_weight, v_bias, float(max_offset))
     return F.linear(heads, out_weight, out_bias)
 

@@ -17,8 +17,8 @@ from stable_sam_cuda.modules.plain_module import is_plain
 from stable_sam_cuda.modules.sampler import DeformableSampler
 from stable_sam_cuda.ops.autocast import autocast_dtype
 
-# Backends, with whether gradients are asked for, whose fused kernel is slower than sampling first: bench/test_decoder.py
-# has found none on the CPU so far.
+# Backends, with whether gradients are asked for, whose fused kernel is slower than sampling first. The decoder's
+# benchmarks have found none on the CPU so far.
 SLOWER_FUSED: frozenset[tuple[Backend, bool]] = frozenset()
 
 

@@ -6,7 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stable_sam_cuda.ops import reference
 from stable_sam_cuda.ops.schema import NAMESPACE
+from stable_sam_cuda.ops.triton import NoPlanFitsError
 
 
 def _save_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -43,6 +45,18 @@ def _save_attention(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Ten
     ctx.mark_non_differentiable(output[1])
 
 
+def _attention_gradients_by_reference(
+    grad_pooled: Tensor, inputs: tuple[Tensor, ...], max_offset: float, wanted: tuple[bool, ...]
+) -> tuple[Tensor | None, ...]:
+    """By plain PyTorch, which materialises u; None where not asked for."""
+    with torch.enable_grad():
+        leaves = [tensor.detach().requires_grad_(needed) for tensor, needed in zip(inputs, wanted, strict=True)]
+        pooled, _ = reference.sampled_attention(*leaves, max_offset)
+        asked = [leaf for leaf in leaves if leaf.requires_grad]
+        gradients = iter(torch.autograd.grad(pooled, asked, grad_pooled))
+    return tuple(next(gradients) if needed else None for needed in wanted)
+
+
 def _attention_backward_through(operation_name: str):
     """As above; the logsumexp passes no gradient."""
 
@@ -51,7 +65,10 @@ def _attention_backward_through(operation_name: str):
         wanted = ctx.needs_input_grad[:6]
         grad_mask = sum(1 << bit for bit, needed in enumerate(wanted) if needed)
         operation = getattr(torch.ops.stable_sam_cuda, operation_name)
-        gradients = operation(grad_pooled, *saved, ctx.max_offset, grad_mask)
+        try:
+            gradients = operation(grad_pooled, *saved, ctx.max_offset, grad_mask)
+        except NoPlanFitsError:  # the GPU refused what the forward had found to fit; it has been said
+            gradients = _attention_gradients_by_reference(grad_pooled, saved[:6], ctx.max_offset, wanted)
         summed = [
             _sum_to_batch(g, t) if needed else None for g, t, needed in zip(gradients, saved[:6], wanted, strict=True)
         ]

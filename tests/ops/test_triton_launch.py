@@ -5,8 +5,14 @@ import warnings
 
 import pytest
 import torch
-from attention_cases import AttentionCase, make_attention_inputs
-from stable_sam_cuda.kernels import attention_forward, attention_plan, launch
+from attention_cases import (
+    AttentionCase,
+    assert_attention_matches,
+    attend_and_differentiate,
+    attention_truth,
+    make_attention_inputs,
+)
+from stable_sam_cuda.kernels import attention_backward, attention_forward, attention_plan, launch
 from triton.runtime.errors import OutOfResources
 
 import stable_sam_cuda
@@ -93,7 +99,9 @@ def test_a_refused_launch_takes_the_next_smaller_plan_remembers_it_and_says_so_o
     inputs, _ = make_attention_inputs(AttentionCase("refused", batch=1, height=2, width=3), torch.float16)
     expected = kernels.sampled_attention(*inputs.values(), 1.5)
     asked = refuse(monkeypatch, at_least=64)
-    with pytest.warns(kernels.SmallerPlanWarning, match=r"smaller blocks on cpu .* shared memory, Required: 139264"):
+    with pytest.warns(
+        kernels.SmallerPlanWarning, match=r"takes smaller blocks on cpu.* shared memory, Required: 139264"
+    ):
         pooled, logsumexp = kernels.sampled_attention(*inputs.values(), 1.5)
     assert asked == [64, 32]
     assert torch.allclose(pooled, expected[0], atol=1e-2) and torch.allclose(logsumexp, expected[1], atol=1e-3)
@@ -110,6 +118,31 @@ def test_where_every_plan_is_refused_that_is_an_error_of_its_own(monkeypatch: py
     with pytest.warns(kernels.SmallerPlanWarning), pytest.raises(kernels.NoPlanFitsError, match="does not refuse"):
         kernels.sampled_attention(*inputs.values(), 1.5)
     assert asked == [64, 32, 16]
+
+
+@pytest.mark.usefixtures("nothing_refused")
+@pytest.mark.parametrize("refused", ["attention_tiles_kernel", "attention_rows_kernel"])
+def test_a_backward_that_is_refused_is_done_by_the_reference_and_the_next_forward_knows(
+    refused: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = AttentionCase("refused", height=2, width=3, broadcast=frozenset({"features"}))
+    inputs, grad_pooled = make_attention_inputs(case, torch.float32)
+    _, _, expected = attention_truth(inputs, case.max_offset, grad_pooled)
+    real = attention_backward.launch
+
+    def launch_or_refuse(kernel, *arguments, **constants) -> None:
+        if kernel.__name__ == refused:
+            raise OutOfResources(139_264, 101_376, "shared memory")
+        real(kernel, *arguments, **constants)
+
+    monkeypatch.setattr(attention_backward, "launch", launch_or_refuse)
+    operation = torch.ops.stable_sam_cuda.sampled_attention_triton
+    with pytest.warns(kernels.SmallerPlanWarning, match="of 8 channels in float32 has no smaller blocks on cpu"):
+        _, _, gradients = attend_and_differentiate(operation, inputs, case.max_offset, grad_pooled)
+    for name, gradient in gradients.items():
+        assert_attention_matches(name, gradient, expected[name], torch.float32)
+    with pytest.raises(kernels.NoPlanFitsError, match="no block sizes for cpu"):
+        kernels.sampled_attention(*inputs.values(), case.max_offset)
 
 
 @pytest.mark.usefixtures("nothing_refused")
