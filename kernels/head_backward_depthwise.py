@@ -25,7 +25,7 @@ def offset_head_features_kernel(
     """The transposed convolution, as the convolution with its taps reversed: one program per tile of pixels."""
     program = tl.program_id(0)
     tiles = groups_of(height, width, TILE_Y, TILE_GROUPS, COLUMNS)
-    y, x = tile_groups(program % tiles, height, width, TILE_Y, TILE_GROUPS, COLUMNS)
+    y, x = tile_groups(program % tiles, width, TILE_Y, TILE_GROUPS, COLUMNS)
     map_start = (program // tiles).to(tl.int64) * height * width * CHANNELS
     grad_hidden += map_start
     grad_features += map_start
@@ -72,7 +72,7 @@ def offset_head_taps_kernel(
 
     first = share * tiles_of_share
     for tile in range(first, tl.minimum(first + tiles_of_share, all_tiles)):
-        y, x = tile_groups(tile % tiles, height, width, TILE_Y, TILE_GROUPS, COLUMNS)
+        y, x = tile_groups(tile % tiles, width, TILE_Y, TILE_GROUPS, COLUMNS)
         map_start = (tile // tiles).to(tl.int64) * height * width * CHANNELS
         start = map_start + (y.to(tl.int64) * width + x) * CHANNELS
         grads = ()

@@ -52,7 +52,7 @@ def offset_head_hidden_kernel(
     first = share * tiles_of_share
     for tile in range(first, tl.minimum(first + tiles_of_share, all_tiles)):
         prompt = (tile // tiles).to(tl.int64)
-        y, x = tile_groups(tile % tiles, height, width, TILE_Y, TILE_GROUPS, COLUMNS)
+        y, x = tile_groups(tile % tiles, width, TILE_Y, TILE_GROUPS, COLUMNS)
         map_start = prompt * height * width
         bias = load_row(table, TAPS, channel, GROUPS, CHANNELS)
         hidden = depthwise(

@@ -35,7 +35,7 @@ def _offset_head_kernel(
     program = tl.program_id(0)
     tiles = groups_of(height, width, TILE_Y, TILE_GROUPS, COLUMNS)
     prompt = (program // tiles).to(tl.int64)
-    y, x = tile_groups(program % tiles, height, width, TILE_Y, TILE_GROUPS, COLUMNS)
+    y, x = tile_groups(program % tiles, width, TILE_Y, TILE_GROUPS, COLUMNS)
     features += prompt * height * width * CHANNELS
     output += prompt * 2 * height * width
     channel = tl.arange(0, CHANNEL_BLOCK)

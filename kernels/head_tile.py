@@ -11,7 +11,7 @@ import triton.language as tl
 
 
 @triton.jit
-def tile_groups(tile, height, width, TILE_Y: tl.constexpr, TILE_GROUPS: tl.constexpr, COLUMNS: tl.constexpr):
+def tile_groups(tile, width, TILE_Y: tl.constexpr, TILE_GROUPS: tl.constexpr, COLUMNS: tl.constexpr):
     """Row and first column (int32) of each group of a tile."""
     tiles_x = tl.cdiv(width, TILE_GROUPS * COLUMNS)
     group = tl.arange(0, TILE_Y * TILE_GROUPS)

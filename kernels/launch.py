@@ -173,8 +173,8 @@ def fitting_plans(name: str, plans: Sequence[P], tensor: Tensor) -> list[P]:
 def run_best(name: str, plans: Sequence[P], tensor: Tensor, run: Callable[[P], R]) -> R:
     """``run`` the first of the plans, the best first, that fits the device of ``tensor``.
 
-    One that is refused all the same is not tried there again, and one `SmallerPlanWarning` says so. ``name`` has all that
-    a refusal is for: kernel, dtype and channels.
+    One that is refused all the same is not tried there again, and one `SmallerPlanWarning` says so. ``name`` has all
+    that a refusal is for: kernel, dtype and channels.
 
     Raises:
         NoPlanFitsError: none fits.

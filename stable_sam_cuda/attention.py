@@ -75,8 +75,8 @@ def deformable_attention(
     pixel NaN, and so the whole prompt; an infinite one saturates at ``max_offset``.
 
     For more than 64 queries, with a backend that has no fused kernel, or on a GPU without the resources for Triton's, u
-    is sampled first and projected, with one `UnfusedAttentionWarning`. What ``torch.compile`` has made raises an error on
-    such a GPU instead.
+    is sampled first and projected, with one `UnfusedAttentionWarning`. What ``torch.compile`` has made raises an error
+    on such a GPU instead.
 
     Raises:
         TypeError: an argument is not a tensor, or tensors of different or unsupported dtypes were given.
@@ -102,19 +102,17 @@ def deformable_attention(
         fused = False
 
     q = F.linear(queries, q_weight, q_bias).unflatten(-1, (num_heads, -1)).expand(batch, -1, -1, -1)
-    heads = None
     if fused:
         try:
             heads = _absorbed(chosen, dtype, q, maps, k_weight, v_weight, v_bias, float(max_offset))
             if k_bias.requires_grad and torch.is_grad_enabled():
                 heads = heads + k_bias[:0].sum()  # 0, and a gradient of exact zeros
+            return F.linear(heads, out_weight, out_bias)
         except NoPlanFitsError as error:
             warn_unfused(str(error))
-        fused = heads is not None
-    if not fused:
-        # Without the fused kernel the best sampler counts, which may be another backend's.
-        chosen = choose(backend, queries.device, dtype)
-        heads = _projected(chosen, q, maps, k_weight, k_bias, v_weight, v_bias, float(max_offset))
+    # Without the fused kernel the best sampler counts, which may be another backend's.
+    chosen = choose(backend, queries.device, dtype)
+    heads = _projected(chosen, q, maps, k_weight, k_bias, v_weight, v_bias, float(max_offset))
     return F.linear(heads, out_weight, out_bias)
 
 

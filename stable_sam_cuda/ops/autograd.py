@@ -51,7 +51,8 @@ def _attention_gradients_by_reference(
     """By plain PyTorch, which materialises u; None where not asked for."""
     with torch.enable_grad():
         leaves = [tensor.detach().requires_grad_(needed) for tensor, needed in zip(inputs, wanted, strict=True)]
-        pooled, _ = reference.sampled_attention(*leaves, max_offset)
+        query_rows, features, identity, offsets, alpha, key_pe = leaves
+        pooled, _ = reference.sampled_attention(query_rows, features, identity, offsets, alpha, key_pe, max_offset)
         asked = [leaf for leaf in leaves if leaf.requires_grad]
         gradients = iter(torch.autograd.grad(pooled, asked, grad_pooled))
     return tuple(next(gradients) if needed else None for needed in wanted)

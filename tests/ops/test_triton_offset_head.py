@@ -96,7 +96,7 @@ def test_any_number_of_shares_gives_the_same_result(shares: int, monkeypatch: py
         of_each = -(-tiles // shares)
         return -(-tiles // of_each), of_each
 
-    monkeypatch.setattr(head_backward, "split_tiles", split)
+    monkeypatch.setattr(head_backward, "split_evenly", split)
     check(HeadCase("shares", batch=2, channels=16, height=9, width=35, kernel_size=3))
 
 
