@@ -1,13 +1,14 @@
 """Compiles every kernel for every GPU architecture without a GPU, and fails where a first launch would.
 
-    python bench/compile_matrix.py                   all of it, in an environment for each torch, about 20 minutes
+    python bench/compile_matrix.py                   all of it, in an environment for each torch, half an hour
     python bench/compile_matrix.py --quick           a minute, with the Triton that is installed, without nvcc
     python bench/compile_matrix.py --recompiles      what another number of prompts compiles anew; compiles nothing
 
 Each op is called on tensors without data, with Triton's launch replaced by its compiler, so what is compiled is what a
 launch on that device would compile: same specialisation, same block sizes. A line says of each kernel: registers and
-spilled bytes of a thread, shared memory of a block against what it may have there. Failed has a kernel that does not
-compile, that Triton has turned into a trap, or that multiplies fewer than 16 columns, which Triton refuses before 3.8.
+spilled bytes of a thread, shared memory of a block against what it may have there. A kernel fails if it does not
+compile, if Triton has turned it into a trap, if it multiplies fewer than 16 columns, which Triton refuses before 3.8,
+or if it needs more tensor memory than there is.
 """
 
 import argparse
@@ -42,8 +43,8 @@ ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENTS = ROOT / ".matrix"
 RECORD = ROOT / "bench" / "results" / "compile" / "matrix.json"
 TORCHES = {"torch-2.11.0": "torch==2.11.0", "torch-newest": "torch"}
-# Every torch compiles every plan and the smallest maps for every architecture. The rest, every pair of values, is
-# compiled once for each architecture, by the torch that has it here.
+# Every torch compiles the plans that each architecture takes, and the smallest maps. The rest, plans to fall back to
+# and every pair of values, is compiled once for each architecture, by the torch that has it here.
 ALL_PAIRS = {"torch-2.11.0": (80, 90, 100), "torch-newest": (86, 89, 120)}
 # Multiprocessors, shared bytes a block may have: A100, RTX 3090, RTX 4090, H100, B200, RTX 5090.
 DEVICES = {
@@ -55,6 +56,7 @@ DEVICES = {
     120: (170, 101_376),
 }
 FEWEST_COLUMNS = 16  # of the left factor of a product, for Triton before 3.8
+TENSOR_COLUMNS = 512  # of a multiprocessor of sm_100
 COUNTS = (1, 2, 3, 7, 8, 15, 16, 17, 31, 32, 64, 100, 128, 255, 256, 257)  # of prompts
 
 
@@ -141,7 +143,9 @@ def smaller_limits(call: Call, device: Device) -> list[int]:
     return sorted((bytes_ for bytes_ in needed if bytes_ < device.shared_bytes), reverse=True)
 
 
-def compile_calls(capability: int, calls: Sequence[Call], match: str, take: Callable[[Kernel], None]) -> None:
+def compile_calls(
+    capability: int, calls: Sequence[Call], match: str, all_plans: bool, take: Callable[[Kernel], None]
+) -> None:
     """Every kernel of the calls whose name and call ``match``, each specialisation once."""
     done: set[str] = set()
 
@@ -166,11 +170,13 @@ def compile_calls(capability: int, calls: Sequence[Call], match: str, take: Call
         loads = sum(count for access, count in accesses.items() if access.startswith("ld"))
         narrow = f"a product of {min(columns)} columns" if columns and min(columns) < FEWEST_COLUMNS else ""
         trap = "" if loads else "compiled to a trap: it loads nothing"
+        tensor_columns = getattr(compiled.metadata, "tmem_size", None) or 0
+        full = f"{tensor_columns} columns of tensor memory" if tensor_columns > TENSOR_COLUMNS else ""
         take(
             Kernel(
                 name,
                 str(call),
-                narrow or trap,
+                narrow or trap or full,
                 registers,
                 spilled,
                 compiled.metadata.shared,
@@ -181,7 +187,7 @@ def compile_calls(capability: int, calls: Sequence[Call], match: str, take: Call
 
     launches = Launches(capability, compile_once)
     for call in calls:
-        launches.of(call, every_plan=call in PLANS)
+        launches.of(call, every_plan=all_plans and call in PLANS)
 
 
 def resources(cubin: bytes) -> tuple[int, int]:
@@ -195,7 +201,7 @@ def resources(cubin: bytes) -> tuple[int, int]:
     return registers, stack
 
 
-def work(capability: int, calls: Sequence[Call], match: str, output: Path | None) -> list[Kernel]:
+def work(capability: int, calls: Sequence[Call], match: str, all_plans: bool, output: Path | None) -> list[Kernel]:
     """Compile for one architecture with the Triton of this interpreter; a line a kernel, and JSON where asked for."""
     where = f"torch {torch.__version__.split('+')[0]}, Triton {triton.__version__}, sm_{capability}"
     kernels: list[Kernel] = []
@@ -204,7 +210,7 @@ def work(capability: int, calls: Sequence[Call], match: str, output: Path | None
         kernels.append(kernel)
         print(f"{where}: {line(kernel, DEVICES[capability][1])}", flush=True)
 
-    compile_calls(capability, calls, match, take)
+    compile_calls(capability, calls, match, all_plans, take)
     if output is not None:
         facts = {"torch": torch.__version__, "triton": triton.__version__, "architecture": f"sm_{capability}"}
         output.write_text(json.dumps(facts | {"kernels": [kernel._asdict() for kernel in kernels]}))
@@ -274,7 +280,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a call a plan, for sm_80 and sm_90, by this Triton")
     parser.add_argument("--only", type=int, choices=DEVICES, help="one architecture, by this Triton, without nvcc")
-    parser.add_argument("--plans", action="store_true", help="with --only: every plan, and what --quick compiles")
+    parser.add_argument(
+        "--plans", action="store_true", help="with --only: the plans it takes, and what --quick compiles"
+    )
     parser.add_argument("--match", default="", metavar="REGEX", help="with --quick or --only: kernels by name and call")
     parser.add_argument("--recompiles", action="store_true", help="JSON: what another number of prompts compiles anew")
     parser.add_argument("--output", type=Path, help="JSON of --only")
@@ -288,7 +296,7 @@ def main() -> int:
         calls = [*calls, *(PLANS if options.plans else [])] or [call for name in FACTORS for call in pairwise(name)]
         found = []
         for capability in [options.only] if options.only else (80, 90):
-            made = work(capability, calls, options.match, options.output)
+            made = work(capability, calls, options.match, not options.plans, options.output)
             found += [(f"sm_{capability}", kernel) for kernel in made]
     else:
         found = run_all(options.jobs)
