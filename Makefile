@@ -63,7 +63,7 @@ bench-quick: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest bench --quick --benchmark-disable -q -n 2 --dist loadfile
 
 performance: $(VENV)/.installed-dev
-	$(BIN)/python bench/report.py
+	$(BIN)/python bench/performance_page.py
 
 compile-matrix: $(VENV)/.installed-dev
 	$(BIN)/python bench/compile_matrix.py

@@ -10,4 +10,4 @@ for wheel in wheels/*.whl; do
         echo "$wheel: could not be installed; going on without" >&2
 done
 export PYTHONPATH="${PYTHONPATH:+$PYTHONPATH:}$PWD/build/wheels"
-exec "$python" bench/on_gpu.py "$@"
+exec "$python" bench/gpu_calls.py "$@"

@@ -1,6 +1,6 @@
 """Reads the files of `pytest bench --benchmark-json`, and lays their figures out as Markdown.
 
-It needs the standard library alone: bench/on_gpu.py reads its results where nothing else may be installed.
+It needs the standard library alone: bench/gpu_calls.py reads its results where nothing else may be installed.
 """
 
 import json

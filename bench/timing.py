@@ -180,7 +180,7 @@ def commit() -> str:
 
 def machine(device: torch.device) -> dict[str, object]:
     """The device, the processor, versions, and how busy the machine is."""
-    from stable_sam_cuda import _extension  # here, because bench/on_gpu.py needs this file before anything is built
+    from stable_sam_cuda import _extension  # here, because bench/gpu_calls.py needs this file before anything is built
 
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []

@@ -55,13 +55,13 @@ def test_every_part_of_both_calls_runs_or_says_why_not(tmp_path: Path) -> None:
 @pytest.fixture
 def main(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The script in this process; it returns its exit code."""
-    import on_gpu
+    import gpu_calls
 
     def main(*words: str) -> int:
-        monkeypatch.setattr(sys, "argv", ["on_gpu.py", "--dry-run", *words])
+        monkeypatch.setattr(sys, "argv", ["gpu_calls.py", "--dry-run", *words])
         monkeypatch.setenv("OUT", str(tmp_path))
         monkeypatch.setenv("STABLE_SAM_COMMIT", "rehearsed")
-        return on_gpu.main()
+        return gpu_calls.main()
 
     return main
 
@@ -102,12 +102,12 @@ def test_without_a_gpu_and_without_a_rehearsal_nothing_is_claimed(tmp_path: Path
 
 
 def test_without_segment_anything_the_models_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    import on_gpu
+    import gpu_calls
 
-    monkeypatch.setattr(on_gpu, "find_spec", lambda name: None)
-    commands = {part.name: words for part in on_gpu.first_parts(dry=True) for words in part.commands.values()}
-    commands["end_to_end"] = on_gpu.pytest("tests/cuda/test_end_to_end.py")
-    reasons = {name: on_gpu.why_not(words, dry=True) for name, words in commands.items() if name != "build"}
+    monkeypatch.setattr(gpu_calls, "find_spec", lambda name: None)
+    commands = {part.name: words for part in gpu_calls.first_parts(dry=True) for words in part.commands.values()}
+    commands["end_to_end"] = gpu_calls.pytest("tests/cuda/test_end_to_end.py")
+    reasons = {name: gpu_calls.why_not(words, dry=True) for name, words in commands.items() if name != "build"}
     reason = "needs segment_anything, which is not installed"
     assert reasons == {"launches": None, "kernels": None, "end_to_end": reason, "layers": None, "models": reason}
 
@@ -140,16 +140,16 @@ def pytest_addoption(parser):
 @pytest.fixture
 def run_made_up(tmp_path: Path):
     """Runs a part of made-up benchmarks within some seconds; returns the record."""
-    import on_gpu
+    import gpu_calls
 
     (tmp_path / "conftest.py").write_text(OPTIONS)
     (tmp_path / "test_made_up.py").write_text(MADE_UP)
-    words = on_gpu.pytest("--benchmark-only", "-c", "/dev/null", "--rootdir", str(tmp_path), "-ra", str(tmp_path))
+    words = gpu_calls.pytest("--benchmark-only", "-c", "/dev/null", "--rootdir", str(tmp_path), "-ra", str(tmp_path))
 
     def run_made_up(seconds: float, *more: str, record: dict | None = None) -> dict:
         record = record or {"parts": {}, "benchmarks": []}
-        part = on_gpu.Part("made_up", seconds, {"pytest": [*words, *more]})
-        on_gpu.run_part(part, tmp_path, seconds, True, record, tmp_path / "all.log")
+        part = gpu_calls.Part("made_up", seconds, {"pytest": [*words, *more]})
+        gpu_calls.run_part(part, tmp_path, seconds, True, record, tmp_path / "all.log")
         return record
 
     return run_made_up
@@ -165,7 +165,7 @@ def test_what_is_interrupted_keeps_its_figures_and_goes_on_behind_them(run_made_
 
 
 def test_failures_and_what_became_slower_are_named(run_made_up, tmp_path: Path) -> None:
-    import on_gpu
+    import gpu_calls
 
     results = tmp_path / "results"
     results.mkdir()
@@ -177,7 +177,7 @@ def test_failures_and_what_became_slower_are_named(run_made_up, tmp_path: Path) 
                 benchmark["stats"]["median"] = median
             facts = {"commit": "new+" if day == 2 else "old", "datetime": f"2030-01-0{day}"}
             (results / f"{9 - day}.json").write_text(json.dumps(record | facts))
-        on_gpu.write_baseline(results, "new", tmp_path / on_gpu.BASELINE)
+        gpu_calls.write_baseline(results, "new", tmp_path / gpu_calls.BASELINE)
         part = run_made_up(60, "--deselect", "test_made_up.py::test_long")["parts"]["made_up"]
         assert part["status"] == "failed with exit code 1"
         return part["commands"]["pytest"]["failures"]
@@ -195,10 +195,10 @@ def test_failures_and_what_became_slower_are_named(run_made_up, tmp_path: Path) 
 
 
 def test_the_profiler_sees_every_kernel_of_ours() -> None:
-    import on_gpu
+    import gpu_calls
 
     sources = [path.read_text() for folder in ("kernels/*.py", "csrc/cuda/*.cu*") for path in ROOT.glob(folder)]
     names = {name for text in sources for name in re.findall(r"^def (\w+_kernel)\(", text, re.MULTILINE)}
     names |= {name for text in sources for name in re.findall(r"__global__[^;{]*?(\w+)\(const", text)}
     assert len(names) >= 15
-    assert {name for name in names if not re.search(on_gpu.KERNELS.removeprefix("regex:"), name)} == set()
+    assert {name for name in names if not re.search(gpu_calls.KERNELS.removeprefix("regex:"), name)} == set()

@@ -53,14 +53,14 @@ def on_cpu(ratio: float = 13.0, day: int = 1) -> dict:
 @pytest.fixture
 def write(tmp_path: Path):
     """Writes the page from records that are given as folder and content; returns it."""
-    import report
+    import performance_page
 
     def write(*records: tuple[str, object]) -> str:
         for place, (folder, content) in enumerate(records):
             path = tmp_path / "results" / folder / f"{place}.json"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(content))
-        report.write(tmp_path / "results", tmp_path / "docs" / "performance.md")
+        performance_page.write(tmp_path / "results", tmp_path / "docs" / "performance.md")
         return (tmp_path / "docs" / "performance.md").read_text()
 
     return write
@@ -73,9 +73,9 @@ def row(page: str, start: str) -> list[str]:
 
 
 def test_the_committed_page_is_what_the_records_give(tmp_path: Path) -> None:
-    import report
+    import performance_page
 
-    report.write(ROOT / "bench" / "results", tmp_path / "performance.md")
+    performance_page.write(ROOT / "bench" / "results", tmp_path / "performance.md")
     committed = (ROOT / "docs" / "performance.md").read_text()
     assert (tmp_path / "performance.md").read_text() == committed, "run make performance"
     drawn = {path.name for path in tmp_path.glob("images/*")}

@@ -1,4 +1,4 @@
-"""Writes docs/performance.md and its pictures from the records under bench/results/: `python bench/report.py`."""
+"""Writes docs/performance.md and its pictures from the records under bench/results/: `make performance`."""
 
 import sys
 from collections.abc import Iterator
