@@ -1,4 +1,4 @@
-"""What this project asks of its speed, and which recorded figures answer it; performance_page.py sets them side by side."""
+"""What this project asks of its speed, and which recorded figures answer it: performance_page.py shows both."""
 
 from itertools import product
 from typing import NamedTuple
