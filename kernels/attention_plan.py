@@ -105,11 +105,13 @@ def tiles_plans(dtype: torch.dtype, channels: int, rows: int, device: Device) ->
     It holds the rows and their gradients in shared memory, and no sums.
     """
     padded = triton.cdiv(channels, 64) * 64
-    copies = 2 if dtype == torch.float32 or _reads_operands_from_shared_memory(device) else 4
-    of_tile = padded * 64 if dtype == torch.float32 else 0
+    of_tile = 20_480 if dtype == torch.float32 else 4096
 
     def plan(rows: int, chunk: int, warps: int, resident: int, precision: str = "tf32") -> AttentionPlan:
-        shared = copies * padded * rows * dtype.itemsize + 192 * rows + of_tile
+        # Hopper's own instructions take 64 rows at least.
+        from_shared_memory = _reads_operands_from_shared_memory(device) and rows >= 64
+        copies = 2 if dtype == torch.float32 or from_shared_memory else 4
+        shared = max(copies * padded * rows * dtype.itemsize + 256 * rows + of_tile, 640 * rows)
         return AttentionPlan(rows, _chunk(channels, chunk), BACKWARD_TILE, warps, resident, shared, precision)
 
     most = _most_rows(channels)
