@@ -136,6 +136,11 @@ def test_a_planted_fault_is_found(fault: Fault, tmp_path: Path) -> None:
     assert not last_line(done).endswith(" 0 failed, 0 over the limit, 0 with spills")
 
 
+def test_a_matrix_of_nothing_has_failed() -> None:
+    done = run_matrix("--quick", "--only", "80", "--match", "no such kernel")
+    assert done.returncode == 1 and last_line(done).startswith("compile matrix: 0 compiled, 0 failed")
+
+
 def test_a_planted_number_that_changes_is_found(tmp_path: Path) -> None:
     done = run_matrix("--recompiles", kernels=plant(tmp_path, "launch.py", '    "prompts",\n', ""))
     anew = json.loads(done.stdout)
