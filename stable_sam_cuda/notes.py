@@ -1,4 +1,4 @@
-"""What is decided or lost while a user's files are read, said in words; and names of files as text that can be printed."""
+"""What is decided or lost while a user's files are read, said in words; names of files as printable text."""
 
 import os
 import warnings
