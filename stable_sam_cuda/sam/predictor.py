@@ -1,15 +1,19 @@
 """Masks from prompts on one picture: SamPredictor's interface, for plain and stabilised models of any dtype."""
 
 from collections.abc import Mapping, Sequence
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from PIL import Image, ImageOps
 from segment_anything import SamPredictor
 from segment_anything.modeling import Sam
 from torch import Tensor, nn
 
+from stable_sam_cuda.picture import read_picture
 from stable_sam_cuda.sam.prompt import Prompt, check_prompt, check_prompt_tensors
 from stable_sam_cuda.sam.prompt_encoding import encode_prompts
 from stable_sam_cuda.sam.shared_decoder import SINGLE_MASK, THREE_MASKS, decode
@@ -35,22 +39,45 @@ class StableSamPredictor(SamPredictor):
             raise TypeError(f"sam_model: expected a segment_anything Sam model, got {type(sam_model).__name__}")
         super().__init__(sam_model)
 
-    def set_image(self, image: NDArray[np.uint8], image_format: str = "RGB") -> None:
+    def set_image(
+        self, image: NDArray[np.uint8] | Image.Image | str | PathLike[str], image_format: str = "RGB"
+    ) -> None:
         """Encode a picture, for which `predict` then gives masks.
 
         Args:
-            image: (H, W, 3), uint8.
-            image_format: order of the channels, ``"RGB"`` or ``"BGR"``.
+            image: (H, W, 3), uint8; or a Pillow image, or a picture file, read by the rule of
+                `stable_sam_cuda.picture`. Prompts are in pixels of the picture as it is seen, turned by its EXIF.
+            image_format: order of an array's channels, ``"RGB"`` or ``"BGR"``.
+
+        Raises:
+            TypeError, ValueError: the picture is of another type or shape, or the file is damaged.
+            OSError: there is no such file, or it cannot be read.
         """
         if image_format not in ("RGB", "BGR"):
             raise ValueError(f"image_format: expected 'RGB' or 'BGR', got {image_format!r}")
-        self.check_image(image)
-        super().set_image(image, image_format)
+        if image_format == "BGR" and not isinstance(image, np.ndarray):
+            raise ValueError(f"image_format: expected 'BGR' with an array, got it with {type(image).__name__}")
+        super().set_image(self.pixels_of(image), image_format)
 
-    def check_image(self, image: NDArray[np.uint8]) -> None:
-        """TypeError or ValueError unless `set_image` can take the picture."""
+    def pixels_of(self, image: NDArray[np.uint8] | Image.Image | str | PathLike[str]) -> NDArray[np.uint8]:
+        """The pixels (H, W, 3), uint8, of what `set_image` takes; it raises as that does."""
+        if isinstance(image, (str, PathLike)):
+            pixels = np.asarray(read_picture(Path(image)))
+        elif isinstance(image, Image.Image):
+            from stable_sam_cuda.picture import to_rgb
+
+            pixels = np.asarray(to_rgb(Path("image"), ImageOps.exif_transpose(image)))
+        else:
+            pixels = image
+        self._check_pixels(pixels)
+        return pixels
+
+    def _check_pixels(self, image: NDArray[np.uint8]) -> None:
         if not isinstance(image, np.ndarray):
-            raise TypeError(f"image: expected a numpy array (H, W, 3) of uint8, got {type(image).__name__}")
+            raise TypeError(
+                "image: expected a numpy array (H, W, 3) of uint8, a Pillow image or a picture file, "
+                f"got {type(image).__name__}"
+            )
         if image.ndim != 3 or image.shape[2] != 3:
             advice = " (convert grey or RGBA pictures to RGB)" if image.ndim == 2 or image.shape[-1] in (1, 4) else ""
             raise ValueError(f"image: expected shape (H, W, 3), got {image.shape}{advice}")
@@ -166,7 +193,7 @@ class StableSamPredictor(SamPredictor):
 
         Args:
             point_coords: (B, N, 2). point_labels: (B, N), 1, 0, or -1 for SAM's padding point.
-            boxes: (B, 4). mask_input: (B, 1, h, w).
+            boxes: (B, 4). mask_input: (B, 1, h, w). B may be 0: no prompt gives no mask.
 
         Returns:
             masks (B, M, H, W), bool or float32; predicted IoU (B, M), float32; low-resolution logits (B, M, h, w),

@@ -39,12 +39,13 @@ def check_prompt(
 ) -> Prompt:
     """Check a prompt for a picture of ``image_size`` (H, W).
 
-    A box that reaches beyond the picture is clipped to it; one wholly outside is an error.
+    Arrays, lists and tensors of any dtype and device are taken. A box that reaches beyond the picture is clipped to
+    it; one wholly outside is an error.
 
     Raises:
         TypeError: an argument is not numeric.
         ValueError: no prompt at all, a wrong shape, NaN or infinity, a label other than 0 and 1, a point or box
-            outside the picture, a box without width or height.
+            outside the picture, a box without width or height, or one in fractions of the picture.
     """
     points, labels = _check_points(point_coords, point_labels, image_size)
     prompt = Prompt(
@@ -72,12 +73,22 @@ def check_prompt_tensors(
     `encode_prompts` makes of a bad value a NaN that reaches all of the prompt's results.
 
     Raises:
+        TypeError: an argument is no tensor of numbers.
         ValueError: no prompt at all, a wrong shape, NaN or infinity, a label other than 0, 1 and -1 (padding).
     """
     if points is None and boxes is None and masks is None:
         raise ValueError("prompt: expected at least one of point_coords, boxes and mask_input, got an empty prompt")
+    given = {"point_coords": points, "point_labels": labels, "boxes": boxes, "mask_input": masks}
+    for name, tensor in given.items():
+        if tensor is not None and not isinstance(tensor, Tensor):
+            raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__} (predict takes arrays and lists)")
+        if tensor is not None and (tensor.is_complex() or tensor.dim() == 0):
+            got = f"{tensor.dtype} of shape {tuple(tensor.shape)}"
+            raise TypeError(f"{name}: expected real numbers, one row a prompt, got {got}")
     batch = next(len(tensor) for tensor in (points, boxes, masks) if tensor is not None)
     count = points.shape[1] if points is not None and points.dim() == 3 else "N"
+    if count == 0 and batch > 0 and boxes is None and masks is None:
+        raise ValueError(f"point_coords: expected at least one point a prompt, got shape {tuple(points.shape)}")
     expected = {
         "point_coords": (points, (batch, count, 2), labels is not None),
         "point_labels": (labels, (batch, count), points is not None),
@@ -135,6 +146,11 @@ def _check_box(box: ArrayLike, image_size: tuple[int, int]) -> NDArray[np.float6
     if x1 <= x0 or y1 <= y0:
         raise ValueError(f"box: expected x0 < x1 and y0 < y1, got {corners.tolist()}")
     height, width = image_size
+    if (corners >= 0).all() and (corners <= 1).all() and max(image_size) > 1:
+        pixels = (corners * (width, height, width, height)).round(1).tolist()
+        raise ValueError(
+            f"box: expected pixels, got {corners.tolist()}, which looks normalised; in pixels it would be {pixels}"
+        )
     if x1 <= 0 or y1 <= 0 or x0 >= width or y0 >= height:
         raise ValueError(f"box: expected a box that meets the {width} x {height} picture, got {corners.tolist()}")
     return np.clip(corners, 0, (width, height, width, height))
@@ -149,13 +165,24 @@ def _check_mask(mask_input: ArrayLike, mask_size: tuple[int, int]) -> NDArray[np
 
 
 def _numbers(name: str, value: Any) -> NDArray[np.float64]:
+    """The argument as float64 on the CPU; a list may hold tensors, as detectors give them."""
     try:
-        array = np.asarray(value)
+        array = np.asarray(_without_tensors(value))
     except ValueError as error:
         raise ValueError(f"{name}: expected a rectangular array, got ragged rows") from error
+    except (TypeError, RuntimeError) as error:
+        raise TypeError(f"{name}: expected numbers, got {type(value).__name__}: {error}") from error
     if array.dtype.kind not in "biuf":
         raise TypeError(f"{name}: expected numbers, got {array.dtype} in {type(value).__name__}")
     return array.astype(np.float64)
+
+
+def _without_tensors(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        if value.is_complex():
+            raise TypeError(f"it holds {value.dtype}")
+        return value.detach().to("cpu", torch.float64).numpy()
+    return [_without_tensors(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
 def _require_finite(name: str, array: NDArray[Any]) -> None:

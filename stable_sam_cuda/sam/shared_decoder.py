@@ -42,11 +42,22 @@ def decode(
     decoder, dense = sam.mask_decoder, _unrepeated(dense)
     dtype = next(decoder.parameters()).dtype
     image_embeddings, sparse, dense = image_embeddings.to(dtype), sparse.to(dtype), dense.to(dtype)
+    if len(sparse) == 0:
+        return _decode_nothing(decoder, image_embeddings, masks)
     if not can_share(decoder):
         image_pe = dense_pe(sam.prompt_encoder, dtype)
         return _decode_as_sam_does(decoder, image_embeddings, image_pe, sparse, dense, masks)
     position = position_of(sam.prompt_encoder, decoder, dtype)
     return decode_shared(decoder, image_embeddings, position, sparse, dense, masks)
+
+
+def _decode_nothing(
+    decoder: MaskDecoder, image_embeddings: Tensor, masks: tuple[int, ...]
+) -> tuple[Tensor, Tensor]:
+    """The results of no prompt, B = 0; on the graph, so that a backward over them finds nothing to do."""
+    height, width = image_embeddings.shape[2:]
+    nothing = decoder.mask_tokens.weight.sum() * image_embeddings.new_zeros((0, len(masks)))
+    return nothing[..., None, None].expand(0, len(masks), 4 * height, 4 * width), nothing
 
 
 def decode_shared(
