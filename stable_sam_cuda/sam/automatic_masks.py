@@ -97,7 +97,10 @@ class StableSamAutomaticMaskGenerator(SamAutomaticMaskGenerator):
             TypeError, ValueError, OSError: as `StableSamPredictor.set_image`.
         """
         pixels = self.predictor.pixels_of(image)
-        self._done, self._total = 0, sum(4**layer * len(self.point_grids[layer]) for layer in range(self.crop_n_layers + 1))
+        self._done, self._total = (
+            0,
+            sum(4**layer * len(self.point_grids[layer]) for layer in range(self.crop_n_layers + 1)),
+        )
         return super().generate(pixels)
 
     def _process_batch(self, points: NDArray[Any], *arguments: Any) -> MaskData:

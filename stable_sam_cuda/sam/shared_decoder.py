@@ -51,9 +51,7 @@ def decode(
     return decode_shared(decoder, image_embeddings, position, sparse, dense, masks)
 
 
-def _decode_nothing(
-    decoder: MaskDecoder, image_embeddings: Tensor, masks: tuple[int, ...]
-) -> tuple[Tensor, Tensor]:
+def _decode_nothing(decoder: MaskDecoder, image_embeddings: Tensor, masks: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """The results of no prompt, B = 0; on the graph, so that a backward over them finds nothing to do."""
     height, width = image_embeddings.shape[2:]
     nothing = decoder.mask_tokens.weight.sum() * image_embeddings.new_zeros((0, len(masks)))

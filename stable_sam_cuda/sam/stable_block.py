@@ -1,10 +1,12 @@
 """SAM's two-way attention block with the plugin in its token-to-image attention."""
 
 import math
+from collections.abc import Iterator
+from typing import Any
 
 from segment_anything.modeling import Sam, TwoWayTransformer
 from segment_anything.modeling.transformer import TwoWayAttentionBlock
-from torch import Tensor
+from torch import Tensor, nn
 
 from stable_sam_cuda.modules import DeformableSampler
 from stable_sam_cuda.modules.attention import AttentionPath, AttentionWeights, attend_fused, path_of
@@ -24,22 +26,66 @@ class StableTwoWayAttentionBlock(TwoWayAttentionBlock):
     """
 
     plugin: DeformableSampler
+    borrows: bool  # whether the plugin is named and saved by another block, its owner
 
     @staticmethod
     def install(block: TwoWayAttentionBlock, plugin: DeformableSampler, *, owner: bool = True) -> None:
-        """``owner``: whether the plugin's parameters are the block's own. One that blocks share has one owner, so that
-        a SAM has its parameters once, under the same names however many blocks share it.
+        """Blocks that share a plugin have one ``owner`` of it among them.
+
+        The plugin is a child of each of these blocks, so that what moves, copies or replicates modules meets it. But
+        the owner alone names and saves it: a SAM has its parameters once, under the same names however many share it.
         """
         block.__class__ = StableTwoWayAttentionBlock
-        if owner:
-            block.plugin = plugin
-        else:
-            object.__setattr__(block, "plugin", plugin)
+        block.borrows = not owner
+        block.plugin = plugin
 
     @staticmethod
     def uninstall(block: "StableTwoWayAttentionBlock") -> None:
-        del block.plugin
+        del block.plugin, block.borrows
         block.__class__ = TwoWayAttentionBlock
+
+    def named_modules(
+        self, memo: set[nn.Module] | None = None, prefix: str = "", remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Module]]:
+        """As in `nn.Module`, without a borrowed plugin."""
+        if not self.borrows:
+            yield from super().named_modules(memo, prefix, remove_duplicate)
+            return
+        memo = set() if memo is None else memo
+        if self not in memo:
+            if remove_duplicate:
+                memo.add(self)
+            yield prefix, self
+            for name, child in self.named_children():
+                if child is not self.plugin:
+                    yield from child.named_modules(memo, f"{prefix}.{name}" if prefix else name, remove_duplicate)
+
+    def state_dict(self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:
+        """As in `nn.Module`, without a borrowed plugin."""
+        state = super().state_dict(*args, destination=destination, prefix=prefix, keep_vars=keep_vars)
+        if self.borrows:
+            for name in [name for name in state if name.startswith(f"{prefix}plugin.")]:
+                del state[name]
+        return state
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """As in `nn.Module`; a borrowed plugin keeps what it has, until its owner's turn comes."""
+        if self.borrows:
+            unexpected_keys += [name for name in state_dict if name.startswith(f"{prefix}plugin.")]
+            own = self.plugin.state_dict(keep_vars=True)
+            state_dict.update({f"{prefix}plugin.{name}": tensor for name, tensor in own.items()})
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
 
     def forward(self, queries: Tensor, keys: Tensor, query_pe: Tensor, key_pe: Tensor) -> tuple[Tensor, Tensor]:
         """As in SAM, but for keys and values of the token-to-image attention.

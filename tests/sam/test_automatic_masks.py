@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 from segment_anything import SamAutomaticMaskGenerator
 
 from stable_sam_cuda import StableSamAutomaticMaskGenerator
 from stable_sam_cuda.sam import plugin_of, stabilize
+from stable_sam_cuda.sam.lite import new_sam_lite
 
 # The small model has random weights: whatever it says is a mask.
 OPTIONS = {"points_per_side": 4, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0, "box_nms_thresh": 0.9}
@@ -73,3 +75,53 @@ def test_bad_pictures_are_named(sam, picture):
         StableSamAutomaticMaskGenerator(sam, 2).generate(picture.astype(np.float32))
     with pytest.raises(TypeError, match="image: expected a numpy array"):
         StableSamAutomaticMaskGenerator(sam, 2).generate(picture.tolist())
+
+
+def test_thresholds_are_those_of_the_model(sam):
+    generator = StableSamAutomaticMaskGenerator(sam)
+    assert (generator.pred_iou_thresh, generator.stability_score_thresh) == (0.88, 0.95)
+    lite = new_sam_lite("lite0", 64)
+    generator = StableSamAutomaticMaskGenerator(lite)
+    assert (generator.pred_iou_thresh, generator.stability_score_thresh) == (0.5, 0.6)
+    generator = StableSamAutomaticMaskGenerator(lite, pred_iou_thresh=0.7, stability_score_thresh=None)
+    assert (generator.pred_iou_thresh, generator.stability_score_thresh) == (0.7, 0.6)
+
+
+@pytest.mark.parametrize("layers", [0, 1])
+def test_progress_ends_at_all_points(sam, picture, layers):
+    heard = []
+    generator = StableSamAutomaticMaskGenerator(
+        sam,
+        **OPTIONS,
+        points_per_batch=3,
+        crop_n_layers=layers,
+        progress=lambda done, total: heard.append((done, total)),
+    )
+    for _ in range(2):  # a second picture is counted anew
+        heard.clear()
+        generator.generate(picture)
+        total = 16 if layers == 0 else 16 + 4 * 16
+        assert heard[-1] == (total, total) and heard == sorted(heard) and len(heard) > 2
+
+
+@pytest.mark.parametrize(
+    ("grids", "message"),
+    [
+        ([np.zeros((0, 2))], r"point_grids\[0\]: expected points \(N, 2\), N at least 1"),
+        ([np.full((1, 2), 50.0)], r"point_grids\[0\]: expected x and y from 0 to 1"),
+        ([np.full((1, 2), np.nan)], r"point_grids\[0\]: expected x and y from 0 to 1"),
+        ([], "point_grids: expected 1, one a layer"),
+    ],
+    ids=["empty", "pixels", "nan", "none"],
+)
+def test_bad_grids_are_named(sam, grids, message):
+    with pytest.raises(ValueError, match=message):
+        StableSamAutomaticMaskGenerator(sam, None, point_grids=grids)
+
+
+def test_a_file_is_read_as_the_predictor_reads_it(sam, picture, tmp_path):
+    Image.fromarray(picture).save(tmp_path / "picture.png")
+    generator = StableSamAutomaticMaskGenerator(sam, **OPTIONS)
+    expected = generator.generate(picture)
+    found = generator.generate(tmp_path / "picture.png")
+    assert [one["bbox"] for one in found] == [one["bbox"] for one in expected] != []

@@ -136,3 +136,54 @@ def test_more_blocks_than_sam_has_are_refused_and_leave_it_alone(sam):
 def test_blocks_are_a_number_of_blocks(blocks, error):
     with pytest.raises(error, match="blocks: expected"):
         DeformableSampler(8, blocks=blocks)
+
+
+def replica_of(network):
+    """What `nn.DataParallel` makes of a module for another device, here with tensors of their own on the CPU."""
+    modules = list(network.modules())
+    places = {module: place for place, module in enumerate(modules)}
+    copies = [module._replicate_for_data_parallel() for module in modules]
+    for module, copy in zip(modules, copies, strict=True):
+        for name, child in module._modules.items():
+            if child is not None:
+                setattr(copy, name, copies[places[child]])
+        for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
+            setattr(copy, name, None if tensor is None else tensor.detach().clone())
+    return copies[0]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_replicas_for_other_devices_have_their_own_plugin(sam, perturb, blocks):
+    stabilize(sam, perturb(DeformableSampler(blocks=blocks), scale=0.05))
+    replica = replica_of(sam)
+    own = {block.plugin for block in replica.mask_decoder.transformer.layers[-blocks:]}
+    assert len(own) == 1 and own.isdisjoint({plugin_of(sam)})
+    batch = [
+        {"image": torch.rand(3, 128, 128) * 255, "original_size": (128, 128), "boxes": torch.tensor([[9.0, 9, 99, 80]])}
+    ]
+    for tensor in sam.parameters():
+        tensor.add_(1)  # what the replica still shared with its model would tell
+    found = replica(batch, False)[0]["low_res_logits"]
+    for tensor in sam.parameters():
+        tensor.sub_(1)
+    assert torch.allclose(found, sam(batch, False)[0]["low_res_logits"], atol=1e-4)
+
+
+@pytest.mark.parametrize("assign", [False, True], ids=["copied", "assigned"])
+def test_a_shared_plugin_is_loaded_from_its_one_place(both, assign):
+    state = {name: tensor + 1 if "plugin" in name else tensor for name, tensor in both.state_dict().items()}
+    other = stabilize(unstabilize(deepcopy(both)), DeformableSampler(blocks=2))
+    other.load_state_dict(state, assign=assign)
+    first, last = other.mask_decoder.transformer.layers
+    assert first.plugin is last.plugin
+    for name, tensor in plugin_state_dict(both).items():
+        assert torch.equal(plugin_state_dict(other)[name], tensor + 1)
+
+
+def test_weights_of_a_borrowed_plugin_are_missed_and_refused_by_name(both):
+    state = both.state_dict()
+    last = "mask_decoder.transformer.layers.1.plugin.offset_network.projection.bias"
+    state[last.replace("layers.1", "layers.0")] = state.pop(last)
+    with pytest.raises(RuntimeError, match=r"Missing key.*layers.1.plugin(.|\n)*Unexpected key.*layers.0.plugin"):
+        both.load_state_dict(state)

@@ -3,6 +3,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from segment_anything import SamAutomaticMaskGenerator, SamPredictor
 from tolerances import DECODER, assert_matches
 
@@ -10,6 +11,7 @@ from stable_sam_cuda import DeformableSampler
 from stable_sam_cuda.sam import StableSamPredictor, plugin_of, stabilize
 from stable_sam_cuda.sam import prompt as prompt_checks
 from stable_sam_cuda.sam.predictor import UPSCALING_BYTES
+from stable_sam_cuda.sam.shared_decoder import decode
 
 BOX = np.array([20, 15, 80, 75])
 POINT = {"point_coords": np.array([[50, 45]]), "point_labels": np.array([1])}
@@ -352,3 +354,96 @@ def test_masks_before_a_picture_are_refused(sam, picture):
     for call in calls:
         with pytest.raises(RuntimeError, match="set_image"):
             call()
+
+
+NOTHING = {
+    "boxes": (None, None, torch.zeros(0, 4)),
+    "points": (torch.zeros(0, 1, 2), torch.zeros(0, 1)),
+    "points-of-no-number": (torch.zeros(0, 0, 2), torch.zeros(0, 0)),
+    "points-and-boxes": (torch.zeros(0, 3, 2), torch.zeros(0, 3), torch.zeros(0, 4)),
+    "masks": (None, None, None, torch.zeros(0, 1, 32, 32)),
+}
+
+
+@pytest.mark.parametrize("prompts", NOTHING.values(), ids=NOTHING)
+@pytest.mark.parametrize("blocks", [0, 1, 2], ids=["plain", "one-block", "two-blocks"])
+@pytest.mark.parametrize("multimask", [False, True], ids=["one-mask", "three-masks"])
+def test_no_prompt_gives_no_mask(sam, picture, blocks, multimask, prompts):
+    predictor = StableSamPredictor(stabilize(sam, DeformableSampler(blocks=blocks)) if blocks else sam)
+    predictor.set_image(picture)
+    count = 3 if multimask else 1
+    for return_logits in (False, True):
+        masks, scores, logits = predictor.predict_torch(
+            *prompts, multimask_output=multimask, return_logits=return_logits
+        )
+        assert masks.shape == (0, count, 90, 120) and masks.dtype == (torch.float32 if return_logits else torch.bool)
+        assert scores.shape == (0, count) and logits.shape == (0, count, 32, 32)
+        assert scores.dtype == logits.dtype == torch.float32
+
+
+def test_no_prompt_leaves_training_alone(sam):
+    plugin = plugin_of(stabilize(sam))
+    embedding = torch.rand(1, 256, 8, 8)
+    logits, scores = decode(sam, embedding, torch.zeros(0, 2, 256), torch.zeros(1, 256, 8, 8))
+    sam.mask_decoder.requires_grad_(True)
+    logits, scores = decode(sam, embedding, torch.zeros(0, 2, 256), torch.zeros(1, 256, 8, 8))
+    (logits.sum() + scores.sum()).backward()
+    assert all(tensor.grad is None or not tensor.grad.any() for tensor in plugin.parameters())
+
+
+DETECTIONS = {
+    "bfloat16": torch.tensor([10.0, 12, 80, 70], dtype=torch.bfloat16),
+    "float16": torch.tensor([10.0, 12, 80, 70], dtype=torch.float16),
+    "int64": torch.tensor([10, 12, 80, 70]),
+    "requires-grad": torch.tensor([10.0, 12, 80, 70], requires_grad=True),
+    "a-graph": torch.tensor([5.0, 6, 40, 35], requires_grad=True) * 2,
+    "conjugate-free-view": torch.tensor([[10.0, 12, 80, 70]] * 2).t()[:, 0],
+    "list-of-tensors": [torch.tensor(10.0), torch.tensor(12.0), torch.tensor(80.0, requires_grad=True), 70],
+    "numpy-float16": np.array([10, 12, 80, 70], np.float16),
+}
+
+
+@pytest.mark.parametrize("box", DETECTIONS.values(), ids=DETECTIONS)
+def test_boxes_as_detectors_give_them(predictor, box):
+    expected = predictor.predict(box=[10, 12, 80, 70])
+    for found, wanted in zip(predictor.predict(box=box), expected, strict=True):
+        np.testing.assert_array_equal(found, wanted)
+    points = torch.tensor([[30.0, 40.0]], dtype=torch.bfloat16, requires_grad=True)
+    expected = predictor.predict([[30, 40]], [1])
+    for found, wanted in zip(predictor.predict(points, torch.ones(1, dtype=torch.bfloat16)), expected, strict=True):
+        np.testing.assert_array_equal(found, wanted)
+
+
+def test_tensors_of_no_numbers_are_named(predictor):
+    with pytest.raises(TypeError, match=r"box: expected numbers, got Tensor: it holds torch.complex64"):
+        predictor.predict(box=torch.zeros(4, dtype=torch.complex64))
+    with pytest.raises(TypeError, match="box: expected numbers"):
+        predictor.predict(box=torch.zeros(4, device="meta"))
+    with pytest.raises(TypeError, match="boxes: expected a tensor, got ndarray"):
+        predictor.predict_torch(None, None, np.zeros((1, 4)))
+
+
+@pytest.mark.parametrize("box", [[0.24, 0.26, 0.64, 0.83], [0, 0, 1, 1], [0.0, 0.5, 1.0, 0.75]], ids=str)
+def test_boxes_in_fractions_of_the_picture_are_refused(predictor, box):
+    with pytest.raises(ValueError, match=r"box: expected pixels, got .*looks normalised; in pixels it would be \["):
+        predictor.predict(box=box)
+
+
+def test_a_picture_is_taken_from_an_array_an_image_or_a_file(sam, picture, tmp_path):
+    predictor = StableSamPredictor(sam)
+    predictor.set_image(picture)
+    expected = predictor.get_image_embedding()
+    image = Image.fromarray(picture)
+    image.save(tmp_path / "picture.png")
+    upright = Image.fromarray(np.rot90(picture).copy())  # turned by 90 degrees to the left; orientation 6 turns it back
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    upright.save(tmp_path / "turned.png", exif=exif)
+    for given in (image, image.convert("RGBA"), tmp_path / "picture.png", str(tmp_path / "turned.png")):
+        predictor.set_image(given)
+        assert predictor.original_size == picture.shape[:2]
+        assert torch.equal(predictor.get_image_embedding(), expected)
+    with pytest.raises(ValueError, match="image_format: expected 'BGR' with an array"):
+        predictor.set_image(image, "BGR")
+    with pytest.raises(FileNotFoundError, match=r"nope\.png"):
+        predictor.set_image(tmp_path / "nope.png")
