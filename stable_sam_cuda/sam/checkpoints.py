@@ -1,33 +1,29 @@
 """Reads SAM checkpoints safely: no code in a file is ever run, and a file that does not fit is named with its fault."""
 
-import pickle
-import zipfile
 from os import PathLike
 from pathlib import Path
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from segment_anything.modeling import Sam
 from torch import Tensor
 
 from stable_sam_cuda.sam.base_models import VIT_NAMES
 from stable_sam_cuda.sam.state_check import first_not_finite, fit_problem
+from stable_sam_cuda.sam.weight_files import SUFFIX, read_pytorch, read_safetensors
 
 PATCH_EMBEDDING = "image_encoder.patch_embed.proj.weight"
 
 
 def read_checkpoint(path: str | PathLike[str]) -> dict[str, Tensor]:
-    """The tensors of a ``.pth`` (PyTorch) or ``.safetensors`` file, memory-mapped where the format allows.
+    """The tensors of a ``.pth`` (PyTorch) or ``.safetensors`` file, in memory of their own (see `weight_files`).
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is truncated, would run code on loading, or holds something else than named tensors.
+        ValueError: the file is truncated, would run code on loading, holds something else than named tensors, or
+            changes while it is read.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"checkpoint: expected a file, got {path}, which does not exist")
-    state = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pytorch(path)
+    safe = path.suffix == SUFFIX
+    state = read_safetensors(path, "checkpoint")[0] if safe else read_pytorch(path, "checkpoint")
     if not isinstance(state, dict) or not state:
         raise ValueError(f"checkpoint: expected a dictionary of named tensors, got {type(state).__name__} in {path}")
     for name, value in state.items():
@@ -53,36 +49,6 @@ def load_into(sam: Sam, path: str | PathLike[str], model_name: str) -> None:
     if bad := first_not_finite(state):
         raise ValueError(f"checkpoint: expected finite weights, got NaN or infinity in {bad} of {path}")
     sam.load_state_dict(state, assign=True)
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"checkpoint: expected a whole .safetensors file, got {path}: {error}") from error
-
-
-def _read_pytorch(path: Path) -> object:
-    is_zip = zipfile.is_zipfile(path)
-    with open(path, "rb") as file:
-        starts_as_zip = file.read(4) == b"PK\x03\x04"
-    if starts_as_zip and not is_zip:
-        raise ValueError(f"checkpoint: expected a whole PyTorch file, got {path}, which is truncated")
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"checkpoint: expected a PyTorch file of plain tensors, got {path}, which is damaged or would run code "
-            f"on loading: {_first_line(error)}"
-        ) from error
-    except OSError:
-        raise
-    except Exception as error:  # whatever a damaged file makes the unpickler stumble over
-        raise ValueError(f"checkpoint: expected a whole PyTorch file, got {path}: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _resembled_model(state: dict[str, Tensor]) -> str | None:

@@ -8,14 +8,17 @@ from os import PathLike
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 from segment_anything.modeling.common import LayerNorm2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stable_sam_cuda.sam.state_check import first_not_finite, fit_problem
+from stable_sam_cuda.sam.weight_files import read_safetensors
+
 EMBED_DIM = 256
 IMAGE_SIZE = 512
+LARGEST_IMAGE_SIZE = 4096  # of a checkpoint; a damaged one shall not ask for all memory
 STRIDE = 8
 SHIPPED_CHECKPOINT = Path(__file__).parents[1] / "weights" / "sam_lite.safetensors"
 
@@ -155,22 +158,20 @@ def build_sam_lite(checkpoint: str | PathLike[str] | None = None) -> Sam:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is not a ``sam_lite`` checkpoint, or is damaged.
+        ValueError: the file is not a ``sam_lite`` checkpoint, is damaged, changes while it is read, or its weights are
+            missing, misshapen or not finite.
     """
     path = SHIPPED_CHECKPOINT if checkpoint is None else Path(checkpoint)
-    if not path.is_file():
-        raise FileNotFoundError(f"checkpoint: expected a sam_lite .safetensors file, got {path}, which does not exist")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            state = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118 (not a dict)
-    except SafetensorError as error:
-        raise ValueError(f"checkpoint: expected a sam_lite .safetensors file, got {path}: {error}") from error
-    if metadata.get("model") != "sam_lite" or metadata.get("variant") not in REPEATS:
+    state, metadata = read_safetensors(path, "checkpoint")
+    variant, size = metadata.get("variant"), metadata.get("image_size", str(IMAGE_SIZE))
+    if metadata.get("model") != "sam_lite" or variant not in REPEATS:
         raise ValueError(f"checkpoint: expected metadata model=sam_lite and a known variant, got {metadata} in {path}")
-    sam = new_sam_lite(metadata["variant"], int(metadata.get("image_size", IMAGE_SIZE)))
-    try:
-        sam.load_state_dict(state)
-    except RuntimeError as error:
-        raise ValueError(f"checkpoint: {path} does not fit sam_lite {metadata['variant']}: {error}") from error
+    if not (size.isdecimal() and 0 < int(size) <= LARGEST_IMAGE_SIZE and int(size) % 32 == 0):
+        raise ValueError(f"checkpoint: expected image_size, a multiple of 32, in the metadata of {path}, got {size!r}")
+    sam = new_sam_lite(variant, int(size))
+    if problem := fit_problem(state, sam.state_dict()):
+        raise ValueError(f"checkpoint: {path} does not fit sam_lite {variant}: {problem}")
+    if bad := first_not_finite(state):
+        raise ValueError(f"checkpoint: expected finite weights, got NaN or infinity in {bad} of {path}")
+    sam.load_state_dict(state)  # which copies, and converts to float32
     return sam

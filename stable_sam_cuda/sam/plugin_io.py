@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from segment_anything.modeling import Sam
 from torch import Tensor
@@ -22,10 +21,11 @@ from stable_sam_cuda.sam.atomic_file import atomic_write
 from stable_sam_cuda.sam.base_models import base_model_name
 from stable_sam_cuda.sam.stable_block import stable_block_of
 from stable_sam_cuda.sam.state_check import first_not_finite, fit_problem
+from stable_sam_cuda.sam.weight_files import SUFFIX, read_safetensors
 
 FORMAT = "stable_sam_cuda.plugin"
 LAST_BLOCK, MORE_BLOCKS = "1", "2"  # versions of the format
-PLUGIN_SUFFIX = ".safetensors"
+PLUGIN_SUFFIX = SUFFIX
 SHIPPED_PLUGINS_FOLDER = Path(__file__).parents[1] / "weights"
 
 
@@ -100,14 +100,7 @@ def read_plugin(path: str | PathLike[str]) -> tuple[DeformableSampler, PluginRec
         ValueError: the file is truncated, of another kind, or its weights are missing, misshapen or not finite.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"plugin: expected a {PLUGIN_SUFFIX} file, got {path}, which does not exist")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except SafetensorError as error:
-        raise ValueError(f"plugin: expected a whole {PLUGIN_SUFFIX} file, got {path}: {error}") from error
+    tensors, metadata = read_safetensors(path, "plugin")
     versions = (LAST_BLOCK, MORE_BLOCKS)
     if metadata.get("format") != FORMAT or metadata.get("format_version") not in versions:
         raise ValueError(

@@ -83,12 +83,13 @@ def check_prompt_tensors(
         if tensor is not None and not isinstance(tensor, Tensor):
             raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__} (predict takes arrays and lists)")
         if tensor is not None and (tensor.is_complex() or tensor.dim() == 0):
-            got = f"{tensor.dtype} of shape {tuple(tensor.shape)}"
-            raise TypeError(f"{name}: expected real numbers, one row a prompt, got {got}")
+            raise TypeError(
+                f"{name}: expected real numbers, one row a prompt, got {tensor.dtype} of shape {tuple(tensor.shape)}"
+            )
     batch = next(len(tensor) for tensor in (points, boxes, masks) if tensor is not None)
     count = points.shape[1] if points is not None and points.dim() == 3 else "N"
     if count == 0 and batch > 0 and boxes is None and masks is None:
-        raise ValueError(f"point_coords: expected at least one point a prompt, got shape {tuple(points.shape)}")
+        raise ValueError(f"point_coords: expected at least one point a prompt, got none for {batch}")
     expected = {
         "point_coords": (points, (batch, count, 2), labels is not None),
         "point_labels": (labels, (batch, count), points is not None),

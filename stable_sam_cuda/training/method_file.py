@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from segment_anything.modeling import Sam
 from torch import nn
@@ -21,6 +20,7 @@ from stable_sam_cuda.sam.base_models import base_model_name
 from stable_sam_cuda.sam.plugin_io import PLUGIN_SUFFIX, read_plugin, save_plugin
 from stable_sam_cuda.sam.stabilize import stabilize
 from stable_sam_cuda.sam.state_check import first_not_finite, fit_problem
+from stable_sam_cuda.sam.weight_files import read_safetensors
 from stable_sam_cuda.training.checkpoint import save_bytes
 from stable_sam_cuda.training.methods import METHODS, install_method
 
@@ -75,7 +75,7 @@ def load_method(sam: Sam, path: str | PathLike[str]) -> MethodRecord:
         ValueError: the file is truncated, of another kind, of another base model, or does not fit this one.
     """
     name = fspath(path)
-    metadata = _metadata(Path(name)) if name.endswith(PLUGIN_SUFFIX) else {}
+    tensors, metadata = read_safetensors(Path(name), "plugin") if name.endswith(PLUGIN_SUFFIX) else ({}, {})
     if metadata.get("format") != FORMAT:
         stabilize(sam, name)
         training = read_plugin(name)[1].training if name.endswith(PLUGIN_SUFFIX) else {}
@@ -87,8 +87,6 @@ def load_method(sam: Sam, path: str | PathLike[str]) -> MethodRecord:
             f"plugin: expected weights trained on {base_model or 'this model'}, got {name}, trained on "
             f"{record.base_model}"
         )
-    with safe_open(name, framework="pt") as file:
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
     parameters = install_method(sam, record.method)
     if problem := fit_problem(tensors, parameters):
         raise ValueError(f"plugin: {name} does not fit method {record.method} on this model: {problem}")
@@ -98,16 +96,6 @@ def load_method(sam: Sam, path: str | PathLike[str]) -> MethodRecord:
         for key, parameter in parameters.items():
             parameter.copy_(tensors[key])
     return record
-
-
-def _metadata(path: Path) -> dict[str, str]:
-    if not path.is_file():
-        raise FileNotFoundError(f"plugin: expected a {PLUGIN_SUFFIX} file, got {path}, which does not exist")
-    try:
-        with safe_open(path, framework="pt") as file:
-            return file.metadata() or {}
-    except SafetensorError as error:
-        raise ValueError(f"plugin: expected a whole {PLUGIN_SUFFIX} file, got {path}: {error}") from error
 
 
 def _record(metadata: dict[str, str], name: str) -> MethodRecord:

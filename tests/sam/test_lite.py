@@ -67,7 +67,7 @@ def _of_the_other_variant(path):
     ("write", "message"),
     [
         (_of_another_model, "metadata model=sam_lite"),
-        (_truncated, "expected a sam_lite .safetensors file"),
+        (_truncated, "expected a whole .safetensors file"),
         (_of_the_other_variant, "does not fit sam_lite lite0"),
     ],
     ids=["another-model", "truncated", "other-variant"],

@@ -129,7 +129,9 @@ def test_what_cannot_be_saved_is_refused(sam, tmp_path):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"plugin: expected a \.safetensors file, got .*absent\.safetensors"):
+    with pytest.raises(
+        FileNotFoundError, match=r"plugin: expected a file, got .*absent\.safetensors, which does not exist"
+    ):
         load_plugin(tmp_path / "absent.safetensors")
 
 
