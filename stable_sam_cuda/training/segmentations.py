@@ -225,7 +225,7 @@ def _unpacked(text: str | bytes, pixels: int) -> np.ndarray:
 
     From the fourth number on, each is the difference to the number two before.
     """
-    packed = text.encode("utf-8", "replace") if isinstance(text, str) else text
+    packed = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
     values = np.frombuffer(packed, np.uint8).astype(np.int64) - 48
     if ((values < 0) | (values > 63)).any():
         raise SegmentationError("segmentation: expected packed run lengths of characters 0 to o, got others", text)
