@@ -1,100 +1,128 @@
-"""Photographs from files: every mode Pillow knows, as 8-bit RGB, the right way up."""
+"""Photographs from files as 8-bit RGB, the right way up, by one rule for every verb.
 
-import warnings
+**Bits.** Bands of 8 bits are taken as they are. Colours of 16 bits are scaled by the bits in use: the least of 8, 10,
+12, 14 and 16 that hold the picture's brightest value, so that 4095 is white in a picture of 12 bits; black stays black.
+Grey of more than 8 bits, and of floats, is stretched from its darkest value to its brightest, since instruments use any
+range. Colours of floats are taken as 0 to 1 if they lie there, else stretched, all bands alike. Where a format declares
+fewer bits (PPM, JPEG 2000), the declaration counts.
+
+**Bands.** Opacity of PNG, WebP and GIF is what it says. The fourth band of a TIFF is opacity only if the file says so
+(ExtraSamples 1 or 2) and it looks so: more than half of it fully opaque or fully transparent, and some opaque. Else
+it is another band, such as near infrared, and not used. TIFFs of other numbers of bands are refused.
+
+**Transparency** is laid on white, as a viewer shows it; a picture that is transparent everywhere is refused.
+
+**Orientation.** The turn of EXIF or of the TIFF's tag is applied. **Frames:** the first one is read.
+
+What a rule decides or loses is told by `stable_sam_cuda.notes.note`.
+"""
+
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageChops
 
-# Far above any camera; a file that declares more is refused before its pixels are unpacked.
-MAX_PIXELS = 100_000_000
+from stable_sam_cuda.notes import note, printable
+from stable_sam_cuda.picture_file import (
+    MAX_ASPECT_RATIO,
+    MAX_PIXELS,
+    PictureError,
+    Stored,
+    check_size,
+    orientation,
+    read_stored,
+    stored_size,
+    turn,
+    white_of,
+)
 
-# SAM scales the longer side to its input size; beyond this ratio the shorter side would be a few pixels.
-MAX_ASPECT_RATIO = 100
+__all__ = [
+    "MAX_ASPECT_RATIO",
+    "MAX_PIXELS",
+    "RULE",
+    "check_size",
+    "orientation",
+    "read_picture",
+    "stored_size",
+    "turn",
+]
 
+RULE = "picture 2"  # changes whenever the same file would be read differently: caches keep it
 
-def check_size(path: Path, size: tuple[int, int], what: str = "photo") -> None:
-    """Refuse a picture too large to unpack or too thin to segment.
-
-    Raises:
-        ValueError: naming the limit and the size.
-    """
-    width, height = size
-    if width * height > MAX_PIXELS:
-        raise ValueError(
-            f"{what} {path}: expected at most {MAX_PIXELS:,} pixels, got {width:,} x {height:,} = {width * height:,}"
-        )
-    if max(size) > MAX_ASPECT_RATIO * min(size):
-        raise ValueError(f"{what} {path}: expected sides of a ratio up to {MAX_ASPECT_RATIO}:1, got {width} x {height}")
-
-
-def stretch_to_8_bits(path: Path, values: np.ndarray) -> Image.Image:
-    """Grey picture of any number type as 8 bits, its own darkest value black and its brightest white.
-
-    Instruments fill 10, 12 or 14 of 16 bits, and floats have no fixed range; so the range is the picture's own.
-
-    Raises:
-        ValueError: a value is NaN or infinite.
-    """
-    values = values.astype(np.float64)
-    if not np.isfinite(values).all():
-        raise ValueError(f"photo {path}: expected finite pixel values, got NaN or infinity")
-    low, high = values.min(), values.max()
-    if high == low:
-        return Image.new("L", values.shape[::-1])
-    return Image.fromarray(np.rint((values - low) * (255 / (high - low))).astype(np.uint8))
-
-
-def to_rgb(path: Path, picture: Image.Image) -> Image.Image:
-    """RGB picture of any Pillow mode; transparent parts are laid on white, as a viewer shows them."""
-    if picture.mode.startswith(("I", "F")):
-        picture = stretch_to_8_bits(path, np.asarray(picture))
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, (255, 255, 255, 255)), picture)
-    return picture.convert("RGB")
-
-
-def open_picture(path: Path, what: str = "photo") -> Image.Image:
-    """The picture in a file, in its own mode, turned as its EXIF orientation says; the first frame of several.
-
-    Args:
-        what: the picture's role, for the messages.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is not a picture, is damaged, too large or too thin.
-        OSError: the file cannot be read.
-    """
-    if not path.exists():
-        raise FileNotFoundError(f"{what} {path}: expected a picture file, got a path where no file is")
-    if path.is_dir():
-        raise ValueError(f"{what} {path}: expected a picture file, got a directory")
-    try:
-        with warnings.catch_warnings():
-            # check_size refuses at a limit of its own; Pillow's warning about its lower one says nothing more.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as picture:
-                check_size(path, picture.size, what)
-                picture.load()
-                return ImageOps.exif_transpose(picture)
-    except Image.DecompressionBombError as error:
-        raise ValueError(f"{what} {path}: expected at most {MAX_PIXELS:,} pixels, got far more ({error})") from error
-    except UnidentifiedImageError as error:
-        raise ValueError(
-            f"{what} {path}: expected a picture (PNG, JPEG, TIFF, WebP, ...), got another kind of file"
-        ) from error
-    except PermissionError as error:
-        raise OSError(f"{what} {path}: expected a readable file, got: permission denied") from error
-    except (OSError, SyntaxError, EOFError) as error:
-        # Pillow's decoders raise any of these on truncated or inconsistent data.
-        raise ValueError(f"{what} {path}: expected an undamaged picture, got: {error}") from error
+STRETCHED_GREY = "grey of more than 8 bits is stretched: its darkest value is black, its brightest white"
+STRETCHED_COLOUR = "colours of floats outside 0 to 1 are stretched: the least value is black, the greatest white"
+ROWS = 256  # unpacked to floats at once, so that a large picture does not need many times its size
 
 
 def read_picture(path: Path) -> Image.Image:
     """The photograph in a file as 8-bit RGB, the right way up.
 
     Raises:
-        FileNotFoundError, ValueError, OSError: as `open_picture`; or a pixel is NaN or infinite.
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not a picture, is damaged, too large, too thin, transparent everywhere or of bands
+            that have no meaning; or a pixel is NaN or infinite.
+        OSError: the file cannot be read.
     """
-    return to_rgb(path, open_picture(path))
+    stored = read_stored(path)
+    reasons = list(stored.reasons)
+    if stored.opacity is not None and not stored.opacity.any():
+        raise PictureError(
+            f"photo {printable(path)}: expected something to see, got a picture that is transparent everywhere; "
+            "if its colours are meant, save it without transparency"
+        )
+    if isinstance(stored.pixels, Image.Image):
+        picture = stored.pixels.convert("RGB")
+    else:
+        picture = Image.fromarray(_to_8_bits(path, stored, reasons)).convert("RGB")
+    if stored.opacity is not None:
+        picture = _on_white(picture, _opacity_of_8_bits(stored.opacity), stored.premultiplied)
+    for reason in reasons:
+        note(reason, path)
+    return picture
+
+
+def _on_white(picture: Image.Image, opacity: Image.Image, premultiplied: bool) -> Image.Image:
+    if premultiplied:
+        return ImageChops.add(picture, Image.merge("RGB", [ImageChops.invert(opacity)] * 3))
+    white = Image.new("RGB", picture.size, (255, 255, 255))
+    white.paste(picture, mask=opacity)
+    return white
+
+
+def _opacity_of_8_bits(opacity: np.ndarray) -> Image.Image:
+    if opacity.dtype != np.uint8:
+        opacity = _scaled(opacity, 0, white_of(opacity))
+    return Image.fromarray(np.ascontiguousarray(opacity))
+
+
+def _to_8_bits(path: Path, stored: Stored, reasons: list[str]) -> np.ndarray:
+    """Grey (H, W) or RGB (H, W, 3) of any number type as uint8; ``reasons`` gets what was decided."""
+    values = np.asarray(stored.pixels)
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise PictureError(f"photo {printable(path)}: expected finite pixel values, got NaN or infinity")
+    if values.ndim == 3 and values.dtype.kind == "u":
+        white = white_of(values)
+        if white < np.iinfo(np.uint16).max:
+            bits = white.bit_length()
+            reasons.append(f"colours of 16 bits use only {bits} of them: {white} is taken for white")
+        return _scaled(values, 0, white)
+    # What is transparent is not seen, so its values do not count.
+    seen = values if stored.opacity is None else values[stored.opacity > 0]
+    low, high = seen.min().item(), seen.max().item()
+    if values.ndim == 3:
+        if low >= 0 and high <= 1:
+            return _scaled(values, 0, 1)
+        reasons.append(STRETCHED_COLOUR)
+    else:
+        reasons.append(STRETCHED_GREY)
+    return _scaled(values, low, high)
+
+
+def _scaled(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Values from ``low`` to ``high`` as 0 to 255; all 0 where there is no range between them."""
+    scaled = np.zeros(values.shape, np.uint8)
+    if high > low:
+        for row in range(0, len(values), ROWS):
+            part = values[row : row + ROWS].astype(np.float64)
+            scaled[row : row + ROWS] = np.rint((part.clip(low, high) - low) * (255 / (high - low)))
+    return scaled

@@ -1,14 +1,21 @@
 """One picture with the objects on it, read from a photograph and a mask beside it."""
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
-from stable_sam_cuda.picture import open_picture, read_picture
+from stable_sam_cuda import picture
+from stable_sam_cuda.notes import note
+from stable_sam_cuda.training import mask_files
+from stable_sam_cuda.training.mask_files import MaskSet, read_ids
 
-MATTE_VALUES = (128, 254)  # grey values between an object's inside, 255, and its soft edge
+__all__ = ["MATTE_VALUES", "MaskSet", "MaskedImage", "Sample", "digest_of_file", "read_ids", "set_of"]
+
+MATTE_VALUES = (128, 254)  # what packing refuses beside an id of 255
+TURNED = "the mask fits the picture as stored, so it is turned along with it, as the picture's EXIF data say"
 
 
 class Sample(Protocol):
@@ -29,24 +36,51 @@ class Sample(Protocol):
             ValueError, OSError: picture or objects cannot be read, or do not fit each other.
         """
 
+    def picture_digest(self) -> str:
+        """SHA-256, in hexadecimal digits, of everything that decides on the picture that `load` returns.
+
+        Raises:
+            OSError: a file cannot be read.
+        """
+
+    def digest(self) -> str:
+        """SHA-256, in hexadecimal digits, of everything that decides on the picture and the objects.
+
+        Raises:
+            ValueError, OSError: a file cannot be read.
+        """
+
 
 def set_of(name: str) -> str:
     """``SET`` of a name ``SET/STEM``."""
     return name.rsplit("/", 1)[0]
 
 
+def digest_of_file(path: Path, *rules: str) -> str:
+    """SHA-256, in hexadecimal digits, of the rules that a file is read by, and of its bytes.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    digest = hashlib.sha256("".join(f"{rule}\0" for rule in rules).encode())
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
 @dataclass(frozen=True)
 class MaskedImage:
-    """One picture and its mask on disk.
-
-    ``binary`` masks hold one object, in shades where its edge is soft, as HQSeg-44K's sets do; in other masks the
-    value of a pixel is the id of its object, unless `read_ids` finds soft edges.
-    """
+    """One picture and its mask on disk; ``masks`` is the set that says what masks mean, None for this one alone."""
 
     name: str
     image: Path
     mask: Path
-    binary: bool = False
+    masks: MaskSet | None = None
+
+    def __post_init__(self) -> None:
+        if self.masks is None:
+            object.__setattr__(self, "masks", MaskSet([self.mask]))
 
     @property
     def set_name(self) -> str:
@@ -55,52 +89,39 @@ class MaskedImage:
     def load(self) -> tuple[np.ndarray, np.ndarray]:
         """Picture (H, W, 3) RGB uint8 and object ids (H, W) uint8 or uint16.
 
+        A mask of the size that the picture has on disk is turned along with it.
+
         Raises:
             ValueError, OSError: a file is missing or cannot be read, or picture and mask differ in size.
         """
-        image = np.asarray(read_picture(self.image))
-        ids = read_ids(self.mask, self.binary)
+        image = np.asarray(picture.read_picture(self.image))
+        ids = self._set.read(self.mask)
         if image.shape[:2] != ids.shape:
-            raise ValueError(f"{self.name}: picture has size {image.shape[:2]}, its mask {ids.shape}")
+            width, height = picture.stored_size(self.image)
+            turned = picture.turn(ids, picture.orientation(self.image))
+            if ids.shape != (height, width) or turned.shape != image.shape[:2]:
+                raise ValueError(f"{self.name}: picture has size {image.shape[:2]}, its mask {ids.shape}")
+            note(TURNED, self.mask)
+            ids = np.ascontiguousarray(turned)
         return image, ids
 
+    def picture_digest(self) -> str:
+        """SHA-256 of the picture's bytes and of the rule that it is read by.
 
-def read_ids(path: Path, binary: bool = False) -> np.ndarray:
-    """Object ids (H, W), uint8 or uint16, of a mask file.
+        Raises:
+            OSError: the file cannot be read.
+        """
+        return digest_of_file(self.image, picture.RULE)
 
-    Grey values of 8, 16 or 32 bits, and the entries of a palette, are ids. But where the brightest of 8 bits is 255
-    and others lie in `MATTE_VALUES`, the mask is one object with soft edges, as anti-aliasing and JPEG leave them. Of
-    such a mask, and of a ``binary`` one, the object is what is brighter than half the brightest value.
+    def digest(self) -> str:
+        """SHA-256 of the picture's digest, the mask's bytes, and what masks of its set mean.
 
-    Raises:
-        ValueError, OSError: the file cannot be read, or holds colours or fractions, which name no object.
-    """
-    values = _grey_values(path)
-    found = np.unique(values)
-    brightest = found[-1]
-    low, high = MATTE_VALUES
-    soft = values.dtype == np.uint8 and brightest == 255 and ((found >= low) & (found <= high)).any()
-    if binary or soft:
-        return (values > brightest / 2).astype(np.uint8)
-    if found[0] < 0 or brightest > np.iinfo(np.uint16).max:
-        if len(found) > np.iinfo(np.uint16).max:
-            raise ValueError(f"mask {path}: expected at most 65535 objects, got {len(found)} different values")
-        # Hashed ids of 32 bits: numbered in their order, background staying 0.
-        used = found[found != 0]
-        values, brightest = np.where(values == 0, 0, np.searchsorted(used, values) + 1), len(used)
-    return values.astype(np.uint8 if brightest <= np.iinfo(np.uint8).max else np.uint16)
+        Raises:
+            OSError: a file cannot be read.
+        """
+        return digest_of_file(self.mask, self.picture_digest(), mask_files.RULE, self._set.meaning)
 
-
-def _grey_values(path: Path) -> np.ndarray:
-    """The values (H, W) of a mask file that has one value a pixel, whatever its mode."""
-    values = np.asarray(open_picture(path, "mask"))
-    if values.ndim == 3:
-        colours = values[..., : 3 if values.shape[2] >= 3 else 1]
-        if (colours != colours[..., :1]).any():
-            raise ValueError(f"mask {path}: expected one value a pixel (grey or palette), got colours")
-        values = colours[..., 0]
-    if values.dtype.kind == "f":
-        if not (np.isfinite(values).all() and (values == np.rint(values)).all()):
-            raise ValueError(f"mask {path}: expected whole numbers, got fractions, NaN or infinity")
-        values = values.astype(np.int64)
-    return values.astype(np.uint8) if values.dtype == bool else values
+    @property
+    def _set(self) -> MaskSet:
+        assert self.masks is not None  # set by __post_init__
+        return self.masks

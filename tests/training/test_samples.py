@@ -87,7 +87,7 @@ def test_void_of_255_beside_few_ids_stays_an_id(tmp_path):
 def test_binary_mask_is_cut_at_half_its_brightness(brightest, tmp_path):
     mask = np.where(IDS == 7, brightest, 0).astype(np.uint8)
     mask[0, 0] = brightest // 3
-    assert (read_ids(saved(tmp_path, Image.fromarray(mask)), binary=True) == (IDS == 7)).all()
+    assert (read_ids(saved(tmp_path, Image.fromarray(mask)), "binary") == (IDS == 7)).all()
 
 
 def test_colours_and_fractions_name_no_object(tmp_path):

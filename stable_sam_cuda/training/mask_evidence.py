@@ -1,0 +1,148 @@
+"""Whether the values of masks look like ids of objects, or like shades of one object's soft edges.
+
+The values of a set of masks are counted with how their pixels lie. A value is an *object's* where a fifth of its pixels
+has four neighbours of its own and it is no step of a slope (a step lies between the next values up and down), or where
+it lies alone on the background. Edges hold many values, hardly any of them an object's, and most of the foreground is
+near the brightest value.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+BINARY, INSTANCES, VOID = "binary", "instances", "void"
+
+LEAST_WHITE = 64  # masks whose brightest value is below hold ids: nobody draws in such a dark grey
+LOW, HIGH = 0.1, 0.9  # of the brightest value: below lies the noise of compression, above what counts as white
+MAX_PIXELS = 16_000_000  # of a mask, its middle rows, that are looked at
+VOID_GAP = 32  # so many values below a void border's are free
+
+
+class Verdict(NamedTuple):
+    """What masks seem to mean; ``sure`` where the evidence leaves no doubt."""
+
+    meaning: str
+    sure: bool
+
+
+class Evidence(NamedTuple):
+    """For each value but 0: its pixels, how many lie inside, and the pairs of neighbours that it forms with others.
+
+    Args:
+        values: (N,) ascending.
+        counts: (N, 6) pixels, those with four equal neighbours, those in a 2 x 2 square of one value, pairs with
+            other values, of them pairs with 0, of them pairs with the next two values up or down.
+        gentle, pairs: pairs of neighbours of different values, none of them 0, and how many differ by less than a
+            quarter of the brightest.
+        background: share of the pixels that are 0.
+    """
+
+    values: np.ndarray
+    counts: np.ndarray
+    gentle: int
+    pairs: int
+    background: float
+
+
+def evidence_of(mask: np.ndarray) -> Evidence:
+    """Evidence of one mask (H, W) of whole numbers."""
+    background = float((mask == 0).mean())
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if not len(rows):
+        return Evidence(np.zeros(0, mask.dtype), np.zeros((0, 6), np.int64), 0, 0, 1.0)
+    top, left = max(0, rows[0] - 1), max(0, columns[0] - 1)
+    mask = mask[top : rows[-1] + 2, left : columns[-1] + 2]
+    if mask.size > MAX_PIXELS:
+        kept = max(1, MAX_PIXELS // mask.shape[1])
+        mask = mask[(len(mask) - kept) // 2 :][:kept]
+    found = np.unique(mask)
+    rank = np.searchsorted(found, mask).astype(np.int32)
+    # Outside the picture each pixel goes on: an object that is cut off is no smaller for it.
+    wide = np.pad(rank, 1, mode="edge")
+    inside = (wide[:-2, 1:-1] == rank) & (wide[2:, 1:-1] == rank)
+    inside &= (wide[1:-1, :-2] == rank) & (wide[1:-1, 2:] == rank)
+    square = (rank[:-1, :-1] == rank[1:, 1:]) & (rank[:-1, 1:] == rank[1:, :-1]) & (rank[:-1, :-1] == rank[:-1, 1:])
+    in_square = np.zeros(rank.shape, bool)
+    for part in (in_square[:-1, :-1], in_square[1:, 1:], in_square[:-1, 1:], in_square[1:, :-1]):
+        part |= square
+    counts = np.zeros((len(found), 6), np.int64)
+    for place, which in enumerate((rank.ravel(), rank[inside], rank[in_square])):
+        counts[:, place] = np.bincount(which, minlength=len(found))
+    gentle = pairs = 0
+    reach = (int(found[-1]) - min(0, int(found[0]))) / 4
+    for first, second in ((rank[:, :-1], rank[:, 1:]), (rank[:-1], rank[1:])):
+        apart = first != second
+        first, second = first[apart], second[apart]
+        zero_first, zero_second = found[first] == 0, found[second] == 0
+        smooth = (abs(first - second) <= 2) & ~zero_first & ~zero_second
+        for one, other_is_zero in ((first, zero_second), (second, zero_first)):
+            for place, which in ((3, one), (4, one[other_is_zero]), (5, one[smooth])):
+                counts[:, place] += np.bincount(which, minlength=len(found))
+        shades = ~zero_first & ~zero_second
+        steps = abs(found[first[shades]].astype(np.int64) - found[second[shades]])
+        gentle, pairs = gentle + int((steps <= reach).sum()), pairs + len(steps)
+    return Evidence(found[found != 0], counts[found != 0], gentle, pairs, background)
+
+
+def pooled(parts: Sequence[Evidence]) -> Evidence:
+    """Evidence of several masks as of one."""
+    values, place = np.unique(np.concatenate([part.values for part in parts]), return_inverse=True)
+    counts = np.zeros((len(values), 6), np.int64)
+    np.add.at(counts, place, np.concatenate([part.counts for part in parts]))
+    gentle, pairs = sum(part.gentle for part in parts), sum(part.pairs for part in parts)
+    return Evidence(values, counts, gentle, pairs, float(np.mean([part.background for part in parts])))
+
+
+def verdict_of(evidence: Evidence) -> Verdict | None:
+    """What the values seem to mean; None where there are fewer than two, so that both readings are the same."""
+    values = evidence.values
+    if len(values) < 2:
+        return None
+    brightest = values[-1]
+    if brightest < LEAST_WHITE or values[0] < 0:
+        return Verdict(INSTANCES, True)
+    pixels, inside, in_square, outward, to_zero, smooth = evidence.counts.T
+    solid = (inside >= 0.2 * pixels) & (smooth < 0.8 * outward)
+    alone = (to_zero >= 0.8 * outward) & (outward > 0)
+    low, high = values <= LOW * brightest, values >= HIGH * brightest
+    # Noise of compression lies alone, too, but not in squares.
+    counted = ~low & ~high | low & (solid | alone & (2 * in_square >= pixels))
+    if not counted.any():
+        objects = int((solid | alone)[high].sum())
+        return Verdict(INSTANCES if objects > 2 and 2 * objects > high.sum() else BINARY, objects < 2)
+    objects = (solid | alone)[counted].mean()
+    white = pixels[high].sum() / pixels[~low].sum() if (~low).any() else 1.0
+    if objects >= 0.5:
+        return Verdict(INSTANCES, True)
+    if white >= 0.5:
+        return Verdict(BINARY, bool(objects <= 0.25))
+    # Shades that fall off to a background, without a white inside: an object that is blurred as a whole.
+    slope = evidence.background > 0.05 and evidence.pairs > 0 and evidence.gentle >= 0.8 * evidence.pairs
+    return Verdict(BINARY if objects <= 0.25 and slope else INSTANCES, False)
+
+
+def verdict_of_set(parts: Sequence[Evidence]) -> Verdict | None:
+    """What a set of masks seems to mean: what most of them say that leave no doubt, else all of them pooled."""
+    verdicts = [verdict_of(part) for part in parts]
+    binary, instances = (
+        sum(one is not None and one.sure and one.meaning == meaning for one in verdicts)
+        for meaning in (BINARY, INSTANCES)
+    )
+    if binary == instances:
+        return verdict_of(pooled(parts)) if parts else None
+    fewer, more = sorted((binary, instances))
+    return Verdict(BINARY if binary > instances else INSTANCES, 2 * fewer <= more)
+
+
+def is_void(parts: Sequence[Evidence], void: int) -> bool:
+    """Whether ``void``, the largest value of the type, is a border between ids and not an id itself."""
+    values = pooled(parts).values if parts else np.zeros(0)
+    others = values[values != void]
+    if len(others) == len(values) or not len(others) or others[0] < 1:
+        return False
+    runs_from_1 = others[-1] <= void - VOID_GAP and 2 * len(others) >= others[-1]
+    with_objects = [part.values for part in parts if len(part.values)]
+    with_void = [found for found in with_objects if found[-1] == void]
+    beside_others = all(len(found) > 1 for found in with_void)
+    return bool(runs_from_1 and beside_others and 2 * len(with_void) >= len(with_objects))
