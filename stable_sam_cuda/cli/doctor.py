@@ -7,13 +7,15 @@ from typing import Annotated, Any, TypeVar
 
 import torch
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from stable_sam_cuda import _extension, backends
+from stable_sam_cuda.cli.console import table_lines, write
+from stable_sam_cuda.cli.errors import explain_user_errors
 from stable_sam_cuda.cli.machine import build_tools, cuda_devices, machine_facts, package_versions
 from stable_sam_cuda.modules.attention import choose_path
+from stable_sam_cuda.notes import printable
 from stable_sam_cuda.sam.download import REMOTE_CHECKPOINTS, checkpoint_folder
 from stable_sam_cuda.sam.lite import SHIPPED_CHECKPOINT
 from stable_sam_cuda.sam.plugin_io import shipped_plugins
@@ -65,9 +67,15 @@ def attention_paths() -> dict[str, dict[str, str] | None]:
 
 def weight_states() -> dict[str, dict[str, Any]]:
     """Base model -> where its weights are looked up, and whether they are there."""
-    paths = {"sam_lite": SHIPPED_CHECKPOINT}
-    paths |= {name: checkpoint_folder() / remote.file_name for name, remote in REMOTE_CHECKPOINTS.items()}
-    return {name: {"path": str(path), "found": path.is_file()} for name, path in paths.items()}
+    states = {"sam_lite": {"path": printable(SHIPPED_CHECKPOINT), "found": SHIPPED_CHECKPOINT.is_file()}}
+    for name, remote in REMOTE_CHECKPOINTS.items():
+        try:
+            path = checkpoint_folder() / remote.file_name
+        except FileNotFoundError as error:
+            states[name] = {"path": None, "found": False, "reason": str(error).removeprefix("checkpoint: ")}
+        else:
+            states[name] = {"path": printable(path), "found": path.is_file()}
+    return states
 
 
 def examine() -> dict[str, Any]:
@@ -83,7 +91,7 @@ def examine() -> dict[str, Any]:
         "cpu_instruction_set": _extension.cpu_instruction_set(),
         "build": _extension.build_info(),
         "weights": weight_states(),
-        "plugins": {name: str(path) for name, path in sorted(shipped_plugins().items())},
+        "plugins": {name: printable(path) for name, path in sorted(shipped_plugins().items())},
     }
 
 
@@ -138,20 +146,19 @@ def tables(record: dict[str, Any]) -> list[Table]:
         table("Machine", record["machine"] | record["tools"] | (devices or {"cuda devices": "torch sees none"})),
         table("Compiled", (built or {"libraries": "none: built with STABLE_SAM_BUILD=none"}) | compiled_by | running),
         table("Backends", states | auto | attention),
-        table("Weights", {n: yes_or_no(s["found"], s["path"]) for n, s in record["weights"].items()}),
+        table("Weights", {n: yes_or_no(s["found"], s["path"] or s["reason"]) for n, s in record["weights"].items()}),
         table("Plugins", record["plugins"] or {"plugins": "none is shipped"}),
     ]
 
 
+@explain_user_errors
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object in place of the tables.")] = False,
 ) -> None:
     """Say what this machine and installation can do, and why not more."""
     record = examine()
     if as_json:
-        typer.echo(json.dumps(record, indent=2))
+        write(json.dumps(record, indent=2, allow_nan=False))
         return
-    console = Console(soft_wrap=False, highlight=False)
     for sheet in tables(record):
-        console.print(sheet)
-        console.print()
+        write(table_lines(sheet), "")

@@ -33,7 +33,7 @@ def pick_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     kind, colon, index = name.partition(":")
-    if name != "cpu" and (kind != "cuda" or (colon and not index.isdigit())):
+    if name != "cpu" and (kind != "cuda" or (colon and not (index.isascii() and index.isdigit()))):
         raise ValueError(f"--device: expected auto, cpu, cuda or cuda:N, got {name!r}")
     if kind == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0

@@ -4,10 +4,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from stable_sam_cuda.cli.console import tell
 from stable_sam_cuda.cli.errors import explain_user_errors
-from stable_sam_cuda.cli.progress import progress_bars
+from stable_sam_cuda.cli.models import check_model
+from stable_sam_cuda.cli.samples import check_data, usable_samples
+from stable_sam_cuda.notes import printable
+from stable_sam_cuda.progress import progress_shown
 
 
 @explain_user_errors
@@ -19,10 +22,14 @@ def train(
     method: Annotated[str, typer.Option(help="stable, pt, dt, ft, lora or adapter.")] = "stable",
     split: Annotated[str | None, typer.Option(help="A split named in the data's splits.json.")] = None,
     layout: Annotated[str, typer.Option(help="How DATA is laid out: auto, folders, mixed or coco.")] = "auto",
+    masks: Annotated[
+        str, typer.Option(help="What a mask file's values mean: auto (decided by set), binary, instances or void.")
+    ] = "auto",
+    crowds: Annotated[str, typer.Option(help="COCO annotations with iscrowd 1: skip, or use as objects.")] = "skip",
     exclude: Annotated[str, typer.Option(help="Sets to leave out, by commas.")] = "",
-    limit: Annotated[int | None, typer.Option(help="So many pictures only, drawn with the seed.")] = None,
+    limit: Annotated[int | None, typer.Option(help="So many pictures only, drawn with the seed.", min=1)] = None,
     cache: Annotated[Path | None, typer.Option(help="Folder of the image embeddings; default OUT/embeddings.")] = None,
-    epochs: Annotated[int, typer.Option(min=1)] = 1,
+    epochs: Annotated[int, typer.Option(help="Times that each picture is seen.", min=1)] = 1,
     time_budget: Annotated[
         float | None, typer.Option(help="Minutes to train for, instead of so many epochs.", min=0)
     ] = None,
@@ -51,14 +58,15 @@ def train(
     checkpoint_every: Annotated[int, typer.Option(help="Steps from one checkpoint to the next.", min=1)] = 50,
     tensorboard: Annotated[bool, typer.Option(help="Curves in OUT/tensorboard.")] = False,
     resume: Annotated[bool, typer.Option(help="Continue the run in OUT.")] = False,
-    seed: Annotated[int, typer.Option()] = 0,
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "cpu",
 ) -> None:
     """Train on prompts of every kind; under ``torchrun`` by all its processes. Writes OUT/plugin.safetensors."""
+    check_data(data, split)
+    check_model(model, checkpoint)
     import torch
 
     from stable_sam_cuda.cli.machine import pick_device
-    from stable_sam_cuda.cli.samples import usable_samples
     from stable_sam_cuda.evaluation.sharding import own_device, process_group, rank
     from stable_sam_cuda.sam import load_sam
     from stable_sam_cuda.training.dataset import choose_samples
@@ -70,18 +78,20 @@ def train(
         occluded_masks, augment, accumulate, together, amp, loss, time_budget, checkpoint_every, seed, blocks,
     )  # fmt: skip
     with process_group():
-        console = Console(quiet=rank() != 0)
+        first = rank() == 0
         own = pick_device(own_device(device))
         if own.index is not None:
             torch.cuda.set_device(own)
         check_run(run, out, resume, own)
         excluded = [name for name in exclude.split(",") if name]
-        samples = usable_samples(choose_samples(data, split, excluded, limit, seed, layout), console)
+        samples = choose_samples(data, split, excluded, limit, seed, layout, masks=masks, crowds=crowds)
         sam = load_sam(model, checkpoint=checkpoint, device=own)
-        with progress_bars(console) as progress:
+        samples = usable_samples(samples, quiet=not first)
+        with progress_shown(quiet=not first) as progress:
             train_method(
                 samples, sam, run, out, cache=cache, resume=resume, tensorboard=tensorboard, progress=progress,
-                provenance={"split": split, "exclude": exclude},
+                provenance={"split": split, "exclude": exclude, "masks": masks, "crowds": crowds},
             )  # fmt: skip
-        what = "plugin" if method == "stable" else "weights"
-        console.print(f"{what}: {out / method_file_name(method)}")
+        if first:
+            what = "plugin" if method == "stable" else "weights"
+            tell(f"{what}: {printable(out / method_file_name(method))}")

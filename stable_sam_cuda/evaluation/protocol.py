@@ -45,6 +45,23 @@ class ObjectResult:
     alpha_1: float | None = None  # mean of the router's first weight over the draws; None without a router
 
 
+def check_protocol(kinds: Sequence[str], draws: int) -> None:
+    """Refuse what `evaluate` cannot do.
+
+    Raises:
+        ValueError: there is no prompt kind, one is unknown or named twice, or there is less than one draw.
+    """
+    if not kinds:
+        raise ValueError(f"prompts: expected some of {', '.join(KIND_NAMES)}, got none")
+    for place, kind in enumerate(kinds):
+        if kind not in KIND_NAMES:
+            raise ValueError(f"prompts: expected some of {', '.join(KIND_NAMES)}, got {kind!r}")
+        if kind in kinds[:place]:
+            raise ValueError(f"prompts: expected each kind once, got {kind} twice")
+    if draws < 1:
+        raise ValueError(f"draws: expected at least 1, got {draws}")
+
+
 @torch.inference_mode()
 def evaluate(
     predictor: StableSamPredictor,
@@ -61,13 +78,9 @@ def evaluate(
     same, in whatever order and on however many processes. Masks are compared at the picture's own size.
 
     Raises:
-        ValueError: a prompt kind is unknown, or there is less than one draw.
+        ValueError: as `check_protocol`.
     """
-    for kind in kinds:
-        if kind not in KIND_NAMES:
-            raise ValueError(f"prompts: expected some of {', '.join(KIND_NAMES)}, got {kind!r}")
-    if draws < 1:
-        raise ValueError(f"draws: expected at least 1, got {draws}")
+    check_protocol(kinds, draws)
     results = []
     with recorded_routing(predictor.model) as routing:
         for sample in samples:

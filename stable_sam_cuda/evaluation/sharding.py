@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import torch
 from torch import distributed
 
 from stable_sam_cuda.evaluation.protocol import ObjectResult
@@ -29,8 +30,10 @@ def rank() -> int:
 
 
 def own_device(device: str) -> str:
-    """``cuda`` becomes the GPU of this process's own."""
-    return f"cuda:{os.environ['LOCAL_RANK']}" if device == "cuda" and "LOCAL_RANK" in os.environ else device
+    """``cuda``, and ``auto`` where there is CUDA, become the GPU of this process's own."""
+    if "LOCAL_RANK" not in os.environ or not (device == "cuda" or (device == "auto" and torch.cuda.is_available())):
+        return device
+    return f"cuda:{os.environ['LOCAL_RANK']}"
 
 
 def own_share(samples: Sequence[Sample]) -> Sequence[Sample]:

@@ -4,12 +4,15 @@ import hashlib
 import http.client
 import os
 import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
+from stable_sam_cuda.progress import ProgressLines, on_terminal
 from stable_sam_cuda.sam.atomic_file import atomic_write
 
 BASE_URL = "https://dl.fbaipublicfiles.com/segment_anything/"
@@ -41,8 +44,20 @@ REMOTE_CHECKPOINTS = {
 
 
 def checkpoint_folder() -> Path:
-    """Where checkpoints are kept: ``$STABLE_SAM_HOME``, or ``~/.cache/stable_sam_cuda``."""
-    return Path(os.environ.get(HOME_VARIABLE) or Path.home() / ".cache" / "stable_sam_cuda")
+    """Where checkpoints are kept: ``$STABLE_SAM_HOME``, or ``~/.cache/stable_sam_cuda``.
+
+    Raises:
+        FileNotFoundError: neither is known, as in a container that runs with a user number of its own.
+    """
+    if chosen := os.environ.get(HOME_VARIABLE):
+        return Path(chosen)
+    try:
+        return Path.home() / ".cache" / "stable_sam_cuda"
+    except RuntimeError as error:
+        raise FileNotFoundError(
+            f"checkpoint: expected a folder for downloaded weights, got none, since this user has no home directory; "
+            f"set {HOME_VARIABLE} to a folder, or give a local file as checkpoint"
+        ) from error
 
 
 def find_or_download(model_name: str) -> Path:
@@ -52,6 +67,7 @@ def find_or_download(model_name: str) -> Path:
 
     Raises:
         ConnectionError: the file is not there and cannot be downloaded (no internet, connection cut).
+        OSError: as `checkpoint_folder`, or the folder cannot be written.
         ValueError: what was found or downloaded is not Meta's file.
     """
     remote = REMOTE_CHECKPOINTS[model_name]
@@ -72,13 +88,12 @@ def _download(remote: RemoteCheckpoint, path: Path) -> None:
     digest, received = hashlib.sha256(), 0
     with atomic_write(path) as file:
         try:
-            with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response, _progress() as progress:
-                task = progress.add_task(remote.file_name, total=remote.size)
+            with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response, _progress(remote) as advance:
                 while received <= remote.size and (chunk := response.read(CHUNK_BYTES)):
                     file.write(chunk)
                     digest.update(chunk)
                     received += len(chunk)
-                    progress.update(task, completed=received)
+                    advance(len(chunk))
         except (OSError, http.client.HTTPException) as error:
             raise ConnectionError(
                 f"checkpoint: {path} is not there and {url} could not be downloaded ({error}). "
@@ -95,12 +110,16 @@ def _download(remote: RemoteCheckpoint, path: Path) -> None:
             )
 
 
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-    )
+@contextmanager
+def _progress(remote: RemoteCheckpoint) -> Iterator[Callable[[int], None]]:
+    """Takes the bytes as they come; a bar on a terminal, else a line at the beginning and now and then."""
+    if not on_terminal():
+        lines = ProgressLines(shown=lambda count: f"{count / 2**20:,.0f} MiB")
+        lines.begin(remote.file_name, remote.size)
+        lines.write()
+        yield lines.advance
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bars:
+        task = bars.add_task(remote.file_name, total=remote.size)
+        yield lambda count: bars.advance(task, count)

@@ -3,10 +3,14 @@
 import pytest
 
 from stable_sam_cuda.cli.options import join_words
-from stable_sam_cuda.cli.prompts import ObjectPrompt, make_prompts
+from stable_sam_cuda.cli.prompts import ObjectPrompt, fit_prompts, parse_prompts
 
 SIZE = (100, 80)
 WORD_COUNTS = {"--box": 4, "--point": 2}
+
+
+def make_prompts(size, boxes, points, box_format="xyxy"):
+    return fit_prompts(size, parse_prompts(boxes, points, box_format))[0]
 
 
 def test_each_box_is_an_object() -> None:
@@ -28,8 +32,46 @@ def test_a_box_with_points_is_one_object() -> None:
     ]
 
 
-def test_a_box_may_reach_beyond_the_photo() -> None:
-    assert make_prompts(SIZE, ["-5 -5 105 85"], []) == [ObjectPrompt(box=(-5, -5, 105, 85))]
+@pytest.mark.parametrize("text", ["1 2 30 40", "1,2,30,40", "1, 2, 30, 40", " 1  2,30 ,40 "])
+def test_numbers_stand_between_spaces_or_commas(text: str) -> None:
+    assert make_prompts(SIZE, [text], []) == [ObjectPrompt(box=(1, 2, 30, 40))]
+
+
+def test_a_box_by_width_and_height() -> None:
+    assert make_prompts(SIZE, ["10 20 30 40"], [], "xywh") == [ObjectPrompt(box=(10, 20, 40, 60))]
+
+
+@pytest.mark.parametrize(
+    ("box", "clipped"),
+    [("-5 -5 105 85", "0 0 100 80"), ("10 20 30 90", "10 20 30 80"), ("10 20 100.5 30", "10 20 100 30")],
+)
+def test_a_box_that_reaches_beyond_the_photo_is_clipped_and_that_is_said(box: str, clipped: str) -> None:
+    (prompt,), notes = fit_prompts(SIZE, parse_prompts([box], []))
+    assert prompt.box == tuple(map(float, clipped.split()))
+    assert notes == [f"--box {box} is clipped to {clipped}: the photo is 100 x 80"]
+
+
+def test_a_box_within_the_photo_needs_no_words() -> None:
+    assert fit_prompts(SIZE, parse_prompts(["0 0 100 80"], ["0 80"]))[1] == []
+
+
+@pytest.mark.parametrize(
+    ("boxes", "points", "pixels"),
+    [
+        (["0.24 0.26 0.64 0.83"], [], "24 20.8 64 66.4"),
+        (["0 0 1 1"], [], "0 0 100 80"),
+        (["0.5,0.5,1.02,1.1"], [], "50 40 102 88"),
+        ([], ["0.5 0.25"], "50 20"),
+    ],
+    ids=["box", "whole", "beyond", "point"],
+)
+def test_normalised_coordinates_are_refused_with_what_they_would_be(boxes: list, points: list, pixels: str) -> None:
+    with pytest.raises(ValueError, match=f"looks normalised; in pixels of this 100 x 80 photo .* {pixels}$"):
+        make_prompts(SIZE, boxes, points)
+
+
+def test_a_photo_of_a_pixel_may_be_boxed() -> None:
+    assert make_prompts((1, 1), ["0 0 1 1"], ["0.5 0.5"]) == [ObjectPrompt((0, 0, 1, 1), ((0.5, 0.5),), (1,))]
 
 
 @pytest.mark.parametrize(
@@ -42,6 +84,12 @@ def test_a_box_may_reach_beyond_the_photo() -> None:
         (["1 2 nan 4"], [], "--box: expected finite numbers, got '1 2 nan 4'"),
         (["1 2 inf 4"], [], "--box: expected finite numbers, got '1 2 inf 4'"),
         (["9 2 3 4"], [], "--box: expected X0 < X1 and Y0 < Y1, got '9 2 3 4'"),
+        (["1 2 3 4 5"], [], "--box: expected four numbers X0 Y0 X1 Y1, got '1 2 3 4 5'"),
+        (["1,,3,4"], [], "--box: expected four numbers X0 Y0 X1 Y1, got '1,,3,4'"),
+        (["1 2 1e400 4"], [], "--box: expected finite numbers, got '1 2 1e400 4'"),
+        (["50 50 51 51.5"], [], "--box: expected a side of 2 pixels or more, got 50 50 51 51.5"),
+        ([], ["33 19 0"], "got '33 19 0'; write 33 19:0"),
+        ([], ["33,19,1"], "got '33,19,1'; write 33 19:1"),
         (["1 2 1 4"], [], "--box: expected X0 < X1 and Y0 < Y1, got '1 2 1 4'"),
         (
             ["-9 2 0 4"],
@@ -73,6 +121,12 @@ def test_bad_prompts(boxes: list[str], points: list[str], message: str) -> None:
         ("--point 1 2:0 --point 3 4 --multimask", ["--point=1 2:0", "--point=3 4", "--multimask"]),
         ("--box 1 2 --out x", ["--box=1 2", "--out", "x"]),
         ("--box", ["--box="]),
+        ("--box 1,2,3,4 a.png", ["--box=1,2,3,4", "a.png"]),
+        ("--box 1, 2, 3, 4 a.png", ["--box=1, 2, 3, 4", "a.png"]),
+        ("--point 1,2:0 a.png", ["--point=1,2:0", "a.png"]),
+        ("--point 1 2 0 a.png", ["--point=1 2 0", "a.png"]),
+        ("--point 1 2 :0 a.png", ["--point=1 2 :0", "a.png"]),
+        ("--point 1 2 0.png", ["--point=1 2", "0.png"]),
         ("--out x -- --box 1", ["--out", "x", "--", "--box", "1"]),
     ],
 )
