@@ -120,12 +120,13 @@ def _image_fault(image: Any) -> str | None:
     name = image.get("file_name")
     if not isinstance(name, str) or PurePosixPath(name.replace("\\", "/")).name in ("", ".."):
         return "expected a file_name, got another or none"
-    if "\0" in name or any("\ud800" <= letter <= "\udfff" for letter in name):
+    long = any(len(part.encode("utf-8", "replace")) > 255 for part in PurePosixPath(name).parts) or len(name) > 4000
+    if long or "\0" in name or any("\ud800" <= letter <= "\udfff" for letter in name):
         return "expected a file_name, got one that no file can have"
     if "://" in name:
         return "expected a file_name, got an address"
     for side in ("height", "width"):
-        value = image.get(side)
+        value: Any = image.get(side)
         whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
         if isinstance(value, bool) or not whole or value <= 0:
             return f"expected a {side} in whole pixels, got another or none"
@@ -167,6 +168,9 @@ def _attach(
     seen: dict[Any, Annotation] = {}
     for place, annotation in enumerate(annotations):
         label = annotation_label(annotation, place)
+        number = annotation.get("id") if isinstance(annotation, dict) else None
+        again = seen.setdefault(number, annotation) is not annotation if _is_id(number) else False
+        label += f" (annotations[{place}])" if again else ""
         if not isinstance(annotation, dict):
             leave_out("annotation left out: expected a dictionary, got something else", label)
             continue
@@ -181,8 +185,7 @@ def _attach(
         if crowd is not None and not (isinstance(crowd, int | float) and crowd in (0, 1)):
             leave_out("annotation left out: expected iscrowd 0 or 1, got another", label)
             continue
-        number = annotation.get("id")
-        if _is_id(number) and seen.setdefault(number, annotation) is not annotation and seen[number] == annotation:
+        if again and seen[number] == annotation:
             leave_out("annotation left out: expected each annotation once, got one again", label)
             continue
         (entry.crowds if crowd and crowds == "skip" else entry.annotations).append(annotation)

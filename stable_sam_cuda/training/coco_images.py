@@ -1,31 +1,41 @@
-"""Pictures with objects from a COCO file: polygons and run lengths, by faster-coco-eval's mask routines."""
+"""Pictures with objects from a COCO file."""
 
+import hashlib
 import json
-from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from stable_sam_cuda.picture import read_picture
-from stable_sam_cuda.training.samples import set_of
+from stable_sam_cuda import picture
+from stable_sam_cuda.notes import note, printable
+from stable_sam_cuda.training.coco_files import (
+    Annotation,
+    NotCocoError,
+    annotation_label,
+    picture_folder,
+    picture_name,
+    picture_path,
+    read_coco,
+    read_entries,
+)
+from stable_sam_cuda.training.samples import digest_of_file, set_of
+from stable_sam_cuda.training.segmentations import SegmentationError, area_of, borders_of, decode_segmentation, paint
 
-try:
-    from faster_coco_eval.core import mask as mask_tools
-except ImportError as error:
-    raise ImportError("COCO files need faster-coco-eval: pip install 'stable_sam_cuda[train]'") from error
+__all__ = ["Annotation", "CocoImage", "NotCocoError", "decode_segmentation", "find_coco_images", "read_coco"]
 
-Annotation = dict[str, Any]
-
-
-class NotCocoError(ValueError):
-    """A JSON file that holds something else."""
+# Part of a picture's digest: raised when the same annotations give other masks than before.
+DECODING_RULE = 2
 
 
 @dataclass(frozen=True)
 class CocoImage:
-    """One picture of a COCO file; ``annotations`` are those of its objects, ``crowds`` those of groups of them."""
+    """One picture of a COCO file; ``annotations`` are those of its objects, ``crowds`` those of groups of them.
+
+    ``height`` and ``width`` are those that the file says: of the picture as it is seen, or as it is stored, where an
+    EXIF tag turns it. ``file`` is the COCO file.
+    """
 
     name: str
     image: Path
@@ -33,6 +43,8 @@ class CocoImage:
     width: int
     annotations: tuple[Annotation, ...]
     crowds: tuple[Annotation, ...] = ()
+    file: Path = Path()
+    _said: set[str] = field(default_factory=set, compare=False, repr=False)
 
     @property
     def set_name(self) -> str:
@@ -42,24 +54,76 @@ class CocoImage:
         """Picture (H, W, 3) RGB uint8 and object ids (H, W) uint8 or uint16: 1 + the annotation's place.
 
         Where objects overlap, the smaller one is seen: in COCO it is mostly in front, and it would vanish behind.
+        Annotations that cannot be decoded, and objects that no pixel is seen of, are noted, once, and left out.
 
         Raises:
-            ValueError, OSError: the picture cannot be read or has not the size the file says; an annotation has no
-                segmentation, or a broken one.
+            ValueError, OSError: the picture cannot be read or has not the size the file says, or none of the
+                annotations can be used.
         """
-        image = np.asarray(read_picture(self.image))
-        if image.shape[:2] != (self.height, self.width):
-            raise ValueError(
-                f"{self.name}: picture has size {image.shape[:2]}, its COCO entry {(self.height, self.width)}"
-            )
-        masks = [self.mask(place) for place in range(len(self.annotations))]
-        ids = np.zeros((self.height, self.width), np.uint8 if len(masks) <= np.iinfo(np.uint8).max else np.uint16)
-        for place in sorted(range(len(masks)), key=lambda place: -int(masks[place].sum())):
-            ids[masks[place]] = place + 1
-        return image, ids
+        image = np.asarray(picture.read_picture(self.image))
+        turned_by = self.orientation()
+        objects = self.objects()
+        most = len(self.annotations)
+        if most > np.iinfo(np.uint16).max:
+            raise ValueError(f"{self.name}: expected at most {np.iinfo(np.uint16).max} annotations, got {most}")
+        ids = np.zeros((self.height, self.width), np.uint8 if most <= np.iinfo(np.uint8).max else np.uint16)
+        for place, borders in sorted(objects.items(), key=lambda item: -area_of(item[1])):
+            paint(ids, borders, place + 1)
+        self._note_hidden(objects, ids)
+        return image, np.ascontiguousarray(picture.turn(ids, turned_by))
+
+    def orientation(self) -> int:
+        """EXIF orientation by which the masks are to be turned, 1 where they are upright as the picture is seen.
+
+        Raises:
+            ValueError, OSError: the picture has not the size the file says, or cannot be read.
+        """
+        stored, tag = picture.stored_size(self.image), picture.orientation(self.image)
+        seen = stored[::-1] if tag >= 5 else stored
+        entry = (self.width, self.height)
+        if entry == seen:
+            if tag != 1 and entry == stored:
+                self._note_once("an EXIF tag turns the picture; its annotations are taken as those of the turned one")
+            return 1
+        if entry == stored:
+            self._note_once("an EXIF tag turns the picture; its annotations are those of the stored one, and turned")
+            return tag
+        turned = f"; stored as {stored[::-1]}, turned by EXIF orientation {tag}" if tag != 1 else ""
+        raise ValueError(
+            f"{self.name}: picture has size {seen[::-1]}, its COCO entry {(self.height, self.width)}{turned}"
+        )
+
+    def objects(self) -> dict[int, np.ndarray]:
+        """The borders of each object, by its annotation's place; see `segmentations`. In the file's frame.
+
+        Raises:
+            ValueError: none can be decoded; the others' faults are noted, once.
+        """
+        found: dict[int, np.ndarray] = {}
+        faults = []
+        for place, annotation in enumerate(self.annotations):
+            try:
+                found[place] = borders_of(annotation.get("segmentation"), self.height, self.width)
+            except SegmentationError as error:
+                faults.append((place, annotation, error))
+        # What makes the whole picture useless is said by whoever skips it.
+        for place, annotation, fault in faults if found else faults[1:]:
+            self._note_once(f"annotation left out: {fault.reason}", annotation_label(annotation, place), fault.got)
+        if not found and faults:
+            place, annotation, fault = faults[0]
+            raise ValueError(f"{self.name}: {annotation_label(annotation, place)}: {fault}") from fault
+        return found
+
+    def decoded_crowds(self) -> Iterator[tuple[Annotation, np.ndarray]]:
+        """The crowds that can be decoded, and their borders; the others' faults are noted, once."""
+        for place, crowd in enumerate(self.crowds):
+            try:
+                yield crowd, borders_of(crowd.get("segmentation"), self.height, self.width)
+            except SegmentationError as error:
+                self._note_once(f"crowd left out: {error.reason}", annotation_label(crowd, place), error.got)
 
     def mask(self, place: int) -> np.ndarray:
-        """The whole mask (H, W) bool of one object.
+        """The whole mask (H, W) bool of one object, in the file's frame.
 
         Raises:
             ValueError: the annotation has no segmentation, or a broken one.
@@ -68,90 +132,68 @@ class CocoImage:
         try:
             return decode_segmentation(annotation.get("segmentation"), self.height, self.width)
         except ValueError as error:
-            raise ValueError(f"{self.name}: annotation {annotation.get('id', place)}: {error}") from error
+            raise ValueError(f"{self.name}: {annotation_label(annotation, place)}: {error}") from error
+
+    def picture_digest(self) -> str:
+        """SHA-256, in hexadecimal digits, of what decides on the picture that `load` returns.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+        return digest_of_file(self.image, picture.RULE)
+
+    def digest(self) -> str:
+        """The same of picture and objects: the segmentations in their order, and the size they are for.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+        objects = [[one.get("segmentation"), one.get("iscrowd")] for one in self.annotations]
+        content = json.dumps([DECODING_RULE, self.height, self.width, objects], sort_keys=True, default=repr)
+        return hashlib.sha256(f"{self.picture_digest()} {content}".encode()).hexdigest()
+
+    def _note_hidden(self, objects: dict[int, np.ndarray], ids: np.ndarray) -> None:
+        seen = np.bincount(ids.ravel(), minlength=len(self.annotations) + 1)[1:] > 0
+        for place, borders in objects.items():
+            if not seen[place]:
+                reason = (
+                    "object left out: others cover it"
+                    if len(borders)
+                    else "object left out: no pixel is in its picture"
+                )
+                self._note_once(reason, annotation_label(self.annotations[place], place))
+
+    def _note_once(self, reason: str, place: str = "", got: str = "") -> None:
+        subject = ": ".join(filter(None, (printable(self.file), f"picture {self.name}", place)))
+        subject += f" (got {got})" if got else ""
+        if f"{subject}: {reason}" not in self._said:
+            self._said.add(f"{subject}: {reason}")
+            note(reason, subject)
 
 
-def decode_segmentation(segmentation: Any, height: int, width: int) -> np.ndarray:
-    """Mask (H, W) bool of a COCO segmentation: polygons, or run lengths, compressed or not.
-
-    Raises:
-        ValueError: there is none, a polygon has fewer than three corners, or the run lengths are of another size.
-    """
-    if not segmentation:
-        raise ValueError("expected a segmentation, got none")
-    if isinstance(segmentation, dict):
-        if list(segmentation.get("size", ())) != [height, width]:
-            raise ValueError(f"segmentation: expected run lengths of size {[height, width]}, got {segmentation}")
-        counts = segmentation["counts"]
-        runs = mask_tools.frPyObjects(segmentation, height, width) if isinstance(counts, list) else segmentation
-        return mask_tools.decode(runs).astype(bool)
-    lengths = [len(polygon) for polygon in segmentation]
-    if min(lengths) < 6 or any(length % 2 for length in lengths):
-        raise ValueError(f"segmentation: expected polygons of three or more x, y pairs, got lengths {lengths}")
-    return mask_tools.decode(mask_tools.merge(mask_tools.frPyObjects(segmentation, height, width))).astype(bool)
-
-
-def read_coco(path: Path) -> dict[str, Any]:
-    """The content of a COCO file.
-
-    Raises:
-        ValueError: it is not JSON.
-        NotCocoError: it is JSON, but not COCO's.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: expected a COCO file, got no JSON: {error}") from error
-    if not isinstance(content, dict) or not {"images", "annotations"} <= content.keys():
-        raise NotCocoError(f"{path}: expected a COCO file with images and annotations, got other JSON")
-    return content
-
-
-def find_coco_images(path: Path, set_name: str) -> list[CocoImage]:
+def find_coco_images(path: Path, set_name: str, crowds: str = "skip") -> list[CocoImage]:
     """Every picture of the COCO file ``path`` that has an object, in the order of the file.
 
-    Raises:
-        ValueError: the file is not a COCO file, or its pictures are nowhere near it.
-    """
-    content = read_coco(path)
-    try:
-        return _images_with_objects(content, path, set_name)
-    except KeyError as error:
-        raise ValueError(f"{path}: expected every image and annotation to have {error}, got one without") from error
-
-
-def _images_with_objects(content: dict[str, Any], path: Path, set_name: str) -> list[CocoImage]:
-    objects: dict[Any, list[Annotation]] = defaultdict(list)
-    crowds: dict[Any, list[Annotation]] = defaultdict(list)
-    for annotation in content["annotations"]:
-        (crowds if annotation.get("iscrowd") else objects)[annotation["image_id"]].append(annotation)
-    entries = [entry for entry in content["images"] if objects[entry["id"]]]
-    folder = picture_folder(path, [entry["file_name"] for entry in entries])
-    return [
-        CocoImage(
-            f"{set_name}/{Path(entry['file_name']).with_suffix('').as_posix()}",
-            folder / entry["file_name"],
-            entry["height"],
-            entry["width"],
-            tuple(objects[entry["id"]]),
-            tuple(crowds[entry["id"]]),
-        )
-        for entry in entries
-    ]
-
-
-def picture_folder(path: Path, file_names: list[str]) -> Path:
-    """The folder that the file names of a COCO file start from: beside the file, or where COCO itself has them.
+    Args:
+        crowds: ``skip`` leaves annotations marked ``iscrowd`` out, ``use`` takes them as objects.
 
     Raises:
-        ValueError: none of the first pictures is found.
+        ValueError, OSError: as `read_entries`, or the pictures are nowhere near the file.
     """
-    beside, above = path.parent, path.parent.parent
-    part = path.stem.removeprefix("instances_")
-    folders = [beside, beside / "images", above / part, above / "images" / part, above / "images", above]
-    for folder in folders:
-        # Not only the first one: a picture may be missing, which is that picture's own trouble.
-        if any((folder / name).is_file() for name in file_names[:20]) or not file_names:
-            return folder
-    looked = ", ".join(str(folder) for folder in dict.fromkeys(folders))
-    raise ValueError(f"{path}: expected its pictures ({file_names[0]}, ...) in one of {looked}, found none")
+    entries = read_entries(path, crowds)
+    folder = picture_folder(path, [entry.file_name for entry in entries])
+    images: dict[str, CocoImage] = {}
+    files: set[str] = set()
+    for entry in entries:
+        # Two pictures of one stem: the second goes by its whole file name.
+        stem = f"{set_name}/{printable(picture_name(entry.file_name))}"
+        name = stem if stem not in images else f"{set_name}/{printable(picture_name(entry.file_name + '.x'))}"
+        if name in images or entry.file_name in files:
+            reason = "picture left out: expected each file_name once, got one again"
+            note(reason, f"{printable(path)}: picture {printable(entry.file_name)}")
+            continue
+        files.add(entry.file_name)
+        image = picture_path(folder, entry.file_name)
+        height, width = entry.height, entry.width
+        images[name] = CocoImage(name, image, height, width, tuple(entry.annotations), tuple(entry.crowds), path)
+    return list(images.values())

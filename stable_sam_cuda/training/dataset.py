@@ -1,7 +1,10 @@
 """Data sets of pictures with objects: found, chosen, checked, and framed as SAM sees them."""
 
-import json
 import os
+import reprlib
+import struct
+import zlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,44 +12,84 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from stable_sam_cuda.notes import printable
+from stable_sam_cuda.training.json_files import read_json
 from stable_sam_cuda.training.layouts import find_samples
 from stable_sam_cuda.training.samples import Sample
 
+# What a damaged file can make a reader raise. Anything else is a defect of the reader, and ends the run.
+DATA_FAULTS = (ValueError, OSError, EOFError, MemoryError, RecursionError, ArithmeticError, struct.error, zlib.error)
 
-def find_masked_images(root: Path, split: str | None = None, layout: str = "auto") -> list[Sample]:
+
+def find_masked_images(
+    root: Path, split: str | None = None, layout: str = "auto", *, masks: str = "auto", crowds: str = "skip"
+) -> list[Sample]:
     """Every picture with objects below ``root``, in the layouts of `find_samples`.
 
-    With ``split``, only the names that ``root/splits.json`` lists under it.
+    With ``split``, only the names that ``root/splits.json`` lists under it. ``masks`` and ``crowds`` are as
+    `find_samples` has them.
 
     Raises:
-        ValueError: nothing is found, a name occurs twice, the split or the layout is unknown, or a COCO file is broken.
+        ValueError: nothing is found, a name occurs twice, the split or the layout is unknown, or ``root`` is a broken
+            COCO file.
+        OSError: ``root`` cannot be read.
     """
+    return _of_split(_by_name(root, layout, masks, crowds), root, split)
+
+
+def _by_name(root: Path, layout: str, masks: str, crowds: str) -> dict[str, Sample]:
     found: dict[str, Sample] = {}
-    for sample in find_samples(root, layout):
+    for sample in find_samples(root, layout, masks=masks, crowds=crowds):
         if sample.name in found:
-            raise ValueError(f"data: expected each name once below {root}, got two pictures named {sample.name}")
+            raise ValueError(
+                f"data: expected each name once below {printable(root)}, got two pictures named {sample.name}; "
+                "if they are one picture in two layouts, name the layout"
+            )
         found[sample.name] = sample
     if not found:
         raise ValueError(
-            f"data: expected images/ and masks/ folders, pairs of .jpg and .png, or a COCO file below {root}, "
-            f"found no picture with a mask (layout {layout})"
+            f"data: expected images/ and masks/ folders, pairs of .jpg and .png, or a COCO file below "
+            f"{printable(root)}, found no picture with a mask (layout {layout})"
         )
+    return found
+
+
+def _of_split(found: dict[str, Sample], root: Path, split: str | None) -> list[Sample]:
     if split is None:
         return list(found.values())
-    names = _splits(root)
+    path = root / "splits.json"
+    if not path.is_file():
+        raise ValueError(f"split: expected splits named in {printable(path)}, got no such file")
+    names = read_splits(path)
     if split not in names:
         raise ValueError(f"split: expected one of {sorted(names)}, got {split!r}")
     missing = [name for name in names[split] if name not in found]
     if missing:
-        raise ValueError(f"split {split!r}: {len(missing)} listed pictures are missing, the first is {missing[0]}")
+        first = missing[0] if missing[0].isprintable() else repr(missing[0])
+        raise ValueError(f"split {split!r}: {len(missing)} listed pictures are missing, the first is {first}")
     return [found[name] for name in names[split]]
 
 
-def _splits(root: Path) -> dict[str, list[str]]:
-    path = root / "splits.json"
-    if not path.is_file():
-        raise ValueError(f"split: expected splits named in {path}, got no such file")
-    return json.loads(path.read_text())
+def read_splits(path: Path) -> dict[str, list[str]]:
+    """The names of pictures that a ``splits.json`` lists, by split.
+
+    Raises:
+        ValueError: it is no JSON, no object of lists of names, or lists a name twice.
+        OSError: it cannot be read.
+    """
+    splits = read_json(path, "an object of lists of names")
+    if not isinstance(splits, dict):
+        raise ValueError(f"{printable(path)}: expected an object of lists of names, got {reprlib.repr(splits)}")
+    for split, names in splits.items():
+        if not isinstance(names, list):
+            raise ValueError(f"{printable(path)}: {split!r}: expected a list of names, got {reprlib.repr(names)}")
+        for name in names:
+            if not isinstance(name, str):
+                raise ValueError(f"{printable(path)}: {split!r}: expected names, got {reprlib.repr(name)}")
+        twice = [name for name, count in Counter(names).items() if count > 1]
+        if twice:
+            raise ValueError(f"{printable(path)}: {split!r}: expected each name once, got {twice[0]!r} twice")
+    return splits
 
 
 def check_samples(
@@ -57,6 +100,9 @@ def check_samples(
     Every sample is loaded once, by several threads: a picture or a mask that is missing, damaged or of another size
     than its counterpart, and a mask without an object, are told here and not after an hour of training.
     ``progress`` hears of each sample.
+
+    Raises:
+        RuntimeError: loading a sample met with a defect of the reader; the message names the sample.
     """
     good: list[Sample] = []
     broken: list[tuple[str, str]] = []
@@ -75,6 +121,10 @@ def _fault(sample: Sample) -> str | None:
         _, ids = sample.load()
     except (ValueError, OSError) as error:
         return " ".join(str(error).split()).removeprefix(f"{sample.name}: ")
+    except (*DATA_FAULTS, cv2.error) as error:
+        return " ".join(f"{type(error).__name__}: {error}".split())
+    except Exception as error:
+        raise RuntimeError(f"{sample.name}: reading it failed with {type(error).__name__}: {error}") from error
     return None if ids.any() else "the mask is empty"
 
 
@@ -119,16 +169,29 @@ def choose_samples(
     limit: int | None = None,
     seed: int = 0,
     layout: str = "auto",
+    *,
+    masks: str = "auto",
+    crowds: str = "skip",
 ) -> list[Sample]:
     """The pictures of a split without the sets in ``exclude``; with ``limit``, so many of them, drawn by ``seed``.
 
     Raises:
-        ValueError: as `find_masked_images`; or nothing is left.
+        ValueError: as `find_masked_images`; ``exclude`` names a set that is not there, ``limit`` is below 1, or
+            nothing is left.
+        OSError: as `find_masked_images`.
     """
-    samples = [sample for sample in find_masked_images(root, split, layout) if sample.set_name not in exclude]
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit: expected 1 or more, got {limit}")
+    found = _by_name(root, layout, masks, crowds)
+    sets = {sample.set_name for sample in found.values()}
+    unknown = [name for name in exclude if name not in sets]
+    if unknown:
+        known = ", ".join(sorted(sets)[:8]) + (", ..." if len(sets) > 8 else "")
+        raise ValueError(f"exclude: expected sets of {printable(root)} ({known}), got {unknown[0]!r}")
+    samples = [sample for sample in _of_split(found, root, split) if sample.set_name not in exclude]
     if limit is not None and limit < len(samples):
         picks = np.random.default_rng(seed).choice(len(samples), limit, replace=False)
         samples = [samples[index] for index in sorted(picks)]
     if not samples:
-        raise ValueError(f"exclude: nothing is left of {root} without {', '.join(exclude)}")
+        raise ValueError(f"exclude: nothing is left of {printable(root)} without {', '.join(exclude)}")
     return samples

@@ -4,7 +4,6 @@ import contextlib
 import io
 import itertools
 import json
-import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,7 +14,8 @@ from pycocotools import mask as pycoco_mask
 from pycocotools.coco import COCO as PyCoco  # noqa: N811 (the name of the other library's)
 from pycocotools.cocoeval import COCOeval
 
-from stable_sam_cuda.evaluation.coco import average_precision, precision_by_kind, segment_boxes
+from stable_sam_cuda.evaluation.coco import average_precision, check_precision, precision_by_kind, segment_boxes
+from stable_sam_cuda.notes import DataWarning
 from stable_sam_cuda.training.coco_images import find_coco_images
 from stable_sam_cuda.training.prompts import box_iou
 from stable_sam_cuda.training.samples import MaskedImage
@@ -81,6 +81,15 @@ def detections(images, change):
     return results
 
 
+def written(path, change):
+    """The file with its annotations changed."""
+    content = json.loads(path.read_text())
+    for annotation in content["annotations"]:
+        change(annotation)
+    path.write_text(json.dumps(content))
+    return find_coco_images(path, "tiny")
+
+
 def by_pycocotools(path, results):
     with contextlib.redirect_stdout(io.StringIO()):
         truth = PyCoco(str(path))
@@ -88,7 +97,7 @@ def by_pycocotools(path, results):
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    return [100 * value if value >= 0 else math.nan for value in evaluation.stats[:6]]
+    return [100 * value if value >= 0 else None for value in evaluation.stats[:6]]
 
 
 def test_perfect_masks_have_100_percent(images):
@@ -124,9 +133,9 @@ def test_agrees_with_pycocotools_whatever_the_masks_and_scores(coco_file, images
     for _ in range(20):
         results = detections(images, change)
         found = average_precision(images, results)
-        assert list(found["predicted_iou"].values()) == pytest.approx(by_pycocotools(coco_file, results), nan_ok=True)
+        assert list(found["predicted_iou"].values()) == pytest.approx(by_pycocotools(coco_file, results))
         equal = [{**result, "score": 1.0} for result in results]
-        assert list(found["score_1"].values()) == pytest.approx(by_pycocotools(coco_file, equal), nan_ok=True)
+        assert list(found["score_1"].values()) == pytest.approx(by_pycocotools(coco_file, equal))
 
 
 def test_a_mask_on_a_crowd_counts_neither_for_nor_against(images):
@@ -220,3 +229,95 @@ def test_kinds_with_boxes_are_judged_and_pictures_without_a_coco_file_refused(im
     other = MaskedImage("set/a", tmp_path / "a.png", tmp_path / "a.png")
     with pytest.raises(ValueError, match="data: expected pictures of a COCO file, got 1 of 3 without one"):
         precision_by_kind(FillingPredictor(), [*images, other], ["gt_box"])
+
+
+def test_statistics_of_no_object_are_none_which_is_json(coco_file):
+    images = written(coco_file, lambda annotation: annotation.update(area=20_000))
+    found = average_precision(images, detections(images, lambda *box: (rectangle(*box[:4]), 0.5)))
+    for values in found.values():
+        assert {name: values[name] for name in ("ap_small", "ap_medium")} == {"ap_small": None, "ap_medium": None}
+        assert values["ap_large"] == pytest.approx(100)
+    json.dumps(found, allow_nan=False)
+
+
+BAD_BOXES = {
+    "none": None,
+    "three": [1, 2, 3],
+    "text": "1 2 3 4",
+    "texts": ["1", "2", "3", "4"],
+    "nan": [1, 2, float("nan"), 4],
+    "infinite": [1, 2, 3, 1e400],
+    "far": [1, 2, 1e300, 4],
+    "negative": [10, 10, -5, 4],
+    "boolean": [True, 2, 3, 4],
+    "nested": [[1], 2, 3, 4],
+    "dictionary": {"x": 1},
+}
+
+
+@pytest.mark.parametrize("box", BAD_BOXES.values(), ids=BAD_BOXES)
+def test_a_bad_box_is_named_before_anything_is_segmented(box, coco_file):
+    images = written(coco_file, lambda one: one.update(bbox=box) if one["id"] == 6 else None)
+    with pytest.raises(ValueError, match="tiny/2: annotation 6: expected a bbox of four"):
+        check_precision(images, ["gt_box"])
+
+
+@pytest.mark.parametrize("category", [None, [1], {"a": 1}, True, 1.5], ids=repr)
+def test_a_bad_category_is_named_before_anything_is_segmented(category, coco_file):
+    for number in (6, 7):  # an object, a crowd
+        images = written(coco_file, lambda one, at=number: one.update(category_id=category if one["id"] == at else 1))
+        with pytest.raises(ValueError, match=f"annotation {number}: expected a category_id"):
+            check_precision(images, ["gt_box"])
+
+
+def test_what_cannot_be_judged_is_known_at_the_start(images, tmp_path):
+    assert check_precision(images, ["1_point", "gt_box"]) == images
+    for kinds in (["1_point", "noisy_box"], []):
+        with pytest.raises(ValueError, match="prompts: expected one or more of gt_box, box_50_60, box_60_70, got"):
+            check_precision(images, kinds)
+    with pytest.raises(ValueError, match="expected pictures of one COCO file, got 2 pictures of the id 1"):
+        check_precision([*images, images[0]], ["gt_box"])
+    other = MaskedImage("set/a", tmp_path / "a.png", tmp_path / "a.png")
+    with pytest.raises(ValueError, match="data: expected pictures of a COCO file, got 1 of 1 without one"):
+        check_precision([other], ["gt_box"])
+
+
+def test_annotations_that_cannot_be_decoded_are_neither_prompted_nor_judged(coco_file):
+    def spoil(annotation):
+        if annotation["id"] in (2, 7):  # an object, a crowd
+            annotation["segmentation"] = [[1, 2, 3, 4]]
+
+    images = written(coco_file, spoil)
+    with pytest.warns(DataWarning, match="left out: segmentation: expected polygons"):
+        results = segment_boxes(FillingPredictor(), images)
+        found = average_precision(images, results)
+    assert len(results) == 5
+    assert found["score_1"]["ap"] == pytest.approx(100)
+
+
+def test_far_corners_and_ids_as_text_are_judged(coco_file):
+    def change(annotation):
+        if annotation["id"] == 5:  # touches the right and the lower edge: its corners may as well lie outside
+            annotation["segmentation"] = [[210, 150, 1e9, 150, 1e9, 1e9, 210, 1e9]]
+        annotation["category_id"] = f"category {annotation['category_id']}"
+
+    images = written(coco_file, change)
+    results = segment_boxes(FillingPredictor(), images)
+    assert average_precision(images, results)["predicted_iou"]["ap"] == pytest.approx(100)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pictures_that_exif_turns_are_judged_in_one_frame(orientation, coco_file):
+    """The boxes and the truth are turned alike, where the file's are those of the stored picture."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for name in ("1.png", "2.png"):
+        with Image.open(coco_file.parent / name) as picture:
+            picture.copy().save(coco_file.parent / name, exif=exif)
+    images = find_coco_images(coco_file, "tiny")
+    for band in (None, (0.6, 0.7)):
+        predictor = FillingPredictor()
+        results = segment_boxes(predictor, images, band=band)
+        assert predictor.size == ((WIDTH, HEIGHT) if orientation >= 5 else (HEIGHT, WIDTH))
+        found = average_precision(images, results)["score_1"]["ap"]
+        assert found == pytest.approx(100) if band is None else 20 < found <= 40

@@ -1,11 +1,15 @@
 """COCO files: where their pictures are, and what their segmentations say."""
 
 import json
+import pickle
+import warnings
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from stable_sam_cuda.notes import DataWarning
+from stable_sam_cuda.training.coco_images import decode_segmentation
 from stable_sam_cuda.training.dataset import check_samples, find_masked_images
 from stable_sam_cuda.training.layouts import find_samples
 
@@ -121,5 +125,88 @@ def test_file_without_its_pictures_or_with_missing_fields_is_refused(tmp_path):
     content = json.loads(path.read_text())
     del content["images"][0]["height"]
     path.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match="expected every image and annotation to have 'height'"):
+    with pytest.raises(ValueError, match=r"the first fault, picture a\.png: picture left out: expected a height"):
         find_samples(path)
+
+
+def turned(folder, name, orientation, size=(WIDTH, HEIGHT)):
+    """A picture of this size as it is stored, with an EXIF tag that turns it."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    rng = np.random.default_rng(0)
+    picture = Image.fromarray(rng.integers(0, 255, (size[1], size[0], 3), dtype=np.uint8))
+    picture.save(folder / name, exif=exif)
+    return picture
+
+
+@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
+@pytest.mark.parametrize("segmentation", [SQUARE, RUNS, COMPRESSED], ids=["polygon", "runs", "packed"])
+def test_annotations_of_the_picture_as_it_is_stored_are_turned_with_it(orientation, segmentation, tmp_path):
+    stored = np.asarray(turned(tmp_path, "a.png", orientation))
+    path = write(tmp_path / "x.coco.json", [annotation(1, segmentation)])
+    with pytest.warns(DataWarning, match="an EXIF tag turns the picture; its annotations are those of the stored one"):
+        image, ids = find_samples(path)[0].load()
+    assert image.shape[:2] == ids.shape == (WIDTH, HEIGHT)
+    inside = decode_segmentation(segmentation, HEIGHT, WIDTH)
+    # The turned object has the same pixels of the picture.
+    assert sorted(map(tuple, image[ids == 1])) == sorted(map(tuple, stored[inside]))
+
+
+@pytest.mark.parametrize("orientation", [2, 3, 4, 6])
+def test_annotations_of_the_picture_as_it_is_seen_are_not_turned(orientation, tmp_path):
+    seen = (HEIGHT, WIDTH) if orientation >= 5 else (WIDTH, HEIGHT)
+    turned(tmp_path, "a.png", orientation, seen)
+    path = write(tmp_path / "x.coco.json", [annotation(1, SQUARE)])
+    (sample,) = find_samples(path)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        _, ids = sample.load()
+        sample.load()
+    assert (ids == decode_segmentation(SQUARE, HEIGHT, WIDTH)).all()
+    # Where both are of one size, nobody can know: it is said, once.
+    reasons = ["an EXIF tag turns the picture; its annotations are taken as those of the turned one"]
+    assert [one.message.reason for one in caught] == (reasons if orientation < 5 else [])
+
+
+def test_another_size_of_a_turned_picture_tells_of_the_turn(tmp_path):
+    turned(tmp_path, "a.png", 6, (WIDTH + 1, HEIGHT))
+    path = write(tmp_path / "x.coco.json", [annotation(1, SQUARE)])
+    (fault,) = check_samples(find_samples(path))[1]
+    assert fault[1] == (
+        "picture has size (31, 20), its COCO entry (20, 30); stored as (20, 31), turned by EXIF orientation 6"
+    )
+
+
+def test_digests_follow_what_decides_on_picture_and_objects(tmp_path):
+    def digests(name="a.png", **fields):
+        entry = {**annotation(1, SQUARE), **fields}
+        (sample,) = find_samples(write(tmp_path / "x.coco.json", [entry], names=(name,)), crowds="use")
+        return sample.picture_digest(), sample.digest()
+
+    put_pictures(tmp_path, "a.png", "b.png")
+    turned(tmp_path, "c.png", 1)
+    first = digests()
+    assert first == digests() == digests(category_id=5, id=9, area=3.0) == digests("b.png")
+    for fields in ({"segmentation": RUNS}, {"segmentation": [[2, 3, 12, 3, 12, 9, 2, 9.5]]}, {"iscrowd": 1}):
+        changed = digests(**fields)
+        assert changed[0] == first[0]
+        assert changed[1] != first[1]
+    assert digests("c.png")[0] != first[0]
+    assert digests("c.png")[1] != first[1]
+
+
+def test_samples_can_be_sent_to_another_process_and_say_their_faults_once(tmp_path):
+    put_pictures(tmp_path, "a.png")
+    (sample,) = find_samples(write(tmp_path / "x.coco.json", [annotation(1, SQUARE), annotation(2, None)]))
+    with pytest.warns(DataWarning, match=r"x\.coco\.json: picture x\.coco/a: annotation 2: annotation left out"):
+        _, ids = sample.load()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert (pickle.loads(pickle.dumps(sample)).load()[1] == ids).all()
+
+
+def test_two_pictures_of_one_stem_have_two_names(tmp_path):
+    put_pictures(tmp_path, "a.png", "a.bmp")
+    annotations = [annotation(1, SQUARE), annotation(2, SQUARE, image=2)]
+    path = write(tmp_path / "x.coco.json", annotations, names=("a.png", "a.bmp"))
+    assert [one.name for one in find_samples(path)] == ["x.coco/a", "x.coco/a.bmp"]

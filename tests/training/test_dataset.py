@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import struct
+import zlib
 
 import cv2
 import numpy as np
@@ -40,11 +42,90 @@ def test_split_chooses_and_unknown_split_is_named(picture_folder, tmp_path):
 
 def test_limit_is_reproducible_and_exclude_leaves_sets_out(picture_folder):
     first, second = (choose_samples(picture_folder, None, limit=3, seed=1) for _ in range(2))
-    assert first == second
+    assert [one.name for one in first] == [one.name for one in second]
     assert len(first) == 3
     assert {sample.set_name for sample in choose_samples(picture_folder, None, ["ovals"])} == {"ellipses"}
     with pytest.raises(ValueError, match="exclude"):
         choose_samples(picture_folder, None, ["ovals", "ellipses"])
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        (b"", "got no JSON"),
+        (b"{", "got no JSON"),
+        (b"\xff\xfe\x00", "got no JSON"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b"[]", "expected an object of lists of names"),
+        (b"NaN", "expected an object of lists of names"),
+        (b"null", "expected an object of lists of names"),
+        (b'{"val": "ovals/2"}', "'val': expected a list of names"),
+        (b'{"val": {"ovals/2": 1}}', "'val': expected a list of names"),
+        (b'{"val": NaN}', "'val': expected a list of names"),
+        (b'{"val": [NaN]}', "'val': expected names, got nan"),
+        (b'{"val": [2]}', "'val': expected names, got 2"),
+        (b'{"val": [["ovals/2"]]}', "'val': expected names"),
+        (b'{"val": ["ovals/2", "ovals/2"]}', "expected each name once, got 'ovals/2' twice"),
+    ],
+    ids=lambda value: value[:24].decode("latin-1") if isinstance(value, bytes) else None,
+)
+def test_broken_splits_are_refused_in_one_line_with_the_file(written, message, picture_folder, tmp_path):
+    root = shutil.copytree(picture_folder, tmp_path / "root")
+    (root / "splits.json").write_bytes(written)
+    with pytest.raises(ValueError, match=r"root/splits\.json: ") as caught:
+        find_masked_images(root, "val")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_splits_may_have_a_byte_order_mark_and_name_what_is_missing_in_print(picture_folder, tmp_path):
+    root = shutil.copytree(picture_folder, tmp_path / "root")
+    (root / "splits.json").write_bytes(b"\xef\xbb\xbf" + json.dumps({"val": ["ovals/2"], "odd": ["a\nb"]}).encode())
+    assert [sample.name for sample in find_masked_images(root, "val")] == ["ovals/2"]
+    with pytest.raises(ValueError, match=r"the first is 'a\\nb'"):
+        find_masked_images(root, "odd")
+
+
+def test_sets_that_are_not_there_and_limits_below_one_are_refused(picture_folder):
+    with pytest.raises(ValueError, match=r"exclude: expected sets of .* \(ellipses, ovals\), got 'oval'"):
+        choose_samples(picture_folder, None, ["ovals", "oval"])
+    for limit in (0, -3):
+        with pytest.raises(ValueError, match=f"limit: expected 1 or more, got {limit}"):
+            choose_samples(picture_folder, None, limit=limit)
+
+
+def test_a_set_outside_of_the_split_may_be_excluded(picture_folder, tmp_path):
+    root = shutil.copytree(picture_folder, tmp_path / "root")
+    (root / "splits.json").write_text(json.dumps({"val": ["ovals/2"]}))
+    assert [one.name for one in choose_samples(root, "val", ["ellipses"])] == ["ovals/2"]
+
+
+class Failing:
+    """A sample that cannot be loaded."""
+
+    name, set_name = "set/bad", "set"
+
+    def __init__(self, error):
+        self.error = error
+
+    def load(self):
+        raise self.error
+
+
+DATA_ERRORS = [ValueError("x"), OSError("x"), MemoryError(), RecursionError("x"), EOFError("x"), struct.error("x"),
+               zlib.error("x"), OverflowError("x"), cv2.error("x")]  # fmt: skip
+
+
+@pytest.mark.parametrize("error", DATA_ERRORS, ids=lambda error: type(error).__name__)
+def test_what_damaged_data_raises_costs_its_sample_alone(error, picture_folder):
+    good, broken = check_samples([Failing(error), *find_masked_images(picture_folder)])
+    assert len(good) == 8
+    assert [name for name, _ in broken] == ["set/bad"]
+
+
+def test_a_defect_of_a_reader_is_not_hidden_but_names_the_sample():
+    with pytest.raises(RuntimeError, match="set/bad: reading it failed with KeyError: 'x'"):
+        check_samples([Failing(KeyError("x"))])
 
 
 def test_empty_folder_is_an_error(tmp_path):

@@ -1,11 +1,13 @@
 """Data sets as they lie on disk: found, named, and joined to their masks."""
 
 import json
+import os
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from stable_sam_cuda.notes import DataWarning
 from stable_sam_cuda.training.dataset import check_samples, find_masked_images
 from stable_sam_cuda.training.layouts import find_samples
 
@@ -115,3 +117,184 @@ def test_a_file_that_is_no_coco_file_is_refused(tmp_path):
     assert find_samples(tmp_path) == []
     with pytest.raises(ValueError, match="data: expected a folder or a COCO file"):
         find_samples(tmp_path / "nowhere")
+
+
+NESTED = {
+    "plain": ("images", "masks", "{root}"),
+    "dis5k": ("im", "gt", "{root}"),
+    "thin_object": ("images_train", "masks_train", "{root}/train"),
+    "hrsod": ("images", "masks_max255", "{root}"),
+    "capitals": ("Images", "MASKS", "{root}"),
+}
+
+
+@pytest.mark.parametrize(("images", "masks", "name"), NESTED.values(), ids=NESTED)
+def test_pictures_and_masks_may_lie_in_trees_of_the_same_form(images, masks, name, tmp_path):
+    for part in ("", "train", "val", "val/deep/er"):
+        put(tmp_path / images / part, "a.jpg")
+        put(tmp_path / masks / part, "mask:a.png")
+    put(tmp_path / images / "train", "b.jpg")
+    put(tmp_path / images / "alone", "c.jpg")
+    put(tmp_path / masks / "lonely", "mask:d.png")
+    good, broken = check_samples(find_masked_images(tmp_path))
+    start = name.format(root=tmp_path.name)
+    assert [one.name for one in good] == [f"{start}/{part}a" for part in ("", "train/", "val/", "val/deep/er/")]
+    assert [one for one, _ in broken] == [f"{start}/{one}" for one in ("alone/c", "lonely/d", "train/b")]
+    assert all("expected a picture file, got a path where no file is" in reason for _, reason in broken)
+
+
+def test_nested_folders_alone_and_parts_that_differ_in_case(tmp_path):
+    put(tmp_path / "images" / "Train", "a.jpg")
+    put(tmp_path / "masks" / "train", "mask:a.png")
+    good, broken = check_samples(find_masked_images(tmp_path))
+    assert [one.name for one in good] == [f"{tmp_path.name}/Train/a"]
+    assert not broken
+
+
+def test_names_that_differ_in_case_only_are_told_apart(tmp_path):
+    for folder in ("images", "Images"):
+        put(tmp_path / folder, f"{folder}.jpg")
+    put(tmp_path / "masks", "mask:images.png")
+    assert [one.name for one in find_masked_images(tmp_path)] == [f"{tmp_path.name}/images"]
+
+
+ODD_NAMES = {
+    "not_utf8": (b"caf\xe9", r"caf\xe9"),
+    "utf8": ("caf\xe9".encode(), "caf\xe9"),
+    "brackets": (b"a [final] (2)", "a [final] (2)"),
+    "comma": (b"a, b", "a, b"),
+    "line_feed": (b"a\nb", r"a\nb"),
+    "escape": (b"a\x1b[31mb", r"a\x1b[31mb"),
+    "dots": (b"a.b.c", "a.b.c"),
+    "space": (b" a ", " a "),
+    "markup": (b"[bold]a[", "[bold]a["),
+}
+
+
+@pytest.mark.parametrize(("raw", "shown"), ODD_NAMES.values(), ids=ODD_NAMES)
+@pytest.mark.parametrize("suffix", [".png", ".PNG"])
+def test_odd_names_are_found_and_can_be_printed(raw, shown, suffix, tmp_path):
+    stem = os.fsdecode(raw)
+    put(tmp_path / stem / "images", f"{stem}{suffix}")
+    put(tmp_path / stem / "masks", f"mask:{stem}{suffix}")
+    good, broken = check_samples(find_masked_images(tmp_path))
+    assert [one.name for one in good] == [f"{shown}/{shown}"]
+    assert not broken
+    json.dumps(good[0].name).encode()
+
+
+def test_names_that_print_alike_stay_different(tmp_path):
+    for stem in (os.fsdecode(b"caf\xe9"), r"caf\xe9"):
+        put(tmp_path / "images", f"{stem}.png")
+        put(tmp_path / "masks", f"mask:{stem}.png")
+    names = {one.name for one in find_masked_images(tmp_path)}
+    assert names == {rf"{tmp_path.name}/caf\xe9", rf"{tmp_path.name}/caf\xe9~2"}
+
+
+def test_splits_name_pictures_as_they_are_printed(tmp_path):
+    stem = os.fsdecode(b"caf\xe9")
+    put(tmp_path / "images", f"{stem}.png", "b.png")
+    put(tmp_path / "masks", f"mask:{stem}.png", "mask:b.png")
+    (tmp_path / "splits.json").write_text(json.dumps({"val": [rf"{tmp_path.name}/caf\xe9"]}))
+    (sample,) = find_masked_images(tmp_path, "val")
+    assert sample.load()[1].any()
+
+
+def put_coco(folder, file="annotations.json", **fields):
+    """A COCO file with one picture and its square beside it."""
+    put(folder, "a.jpg")
+    annotation = {"id": 1, "image_id": 1, "category_id": 1, "segmentation": [[5, 4, 15, 4, 15, 10, 5, 10]], **fields}
+    images = [{"id": 1, "file_name": "a.jpg", "width": 24, "height": 16}]
+    (folder / file).write_text(json.dumps({"images": images, "annotations": [annotation], "categories": []}))
+
+
+APPLE_DOUBLE = b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X\xff\xfe"
+
+
+@pytest.mark.parametrize(
+    "hidden", ["._annotations.coco.json", "._instances_x.json", ".annotations.json", ".x.coco.json"]
+)
+def test_hidden_files_are_no_coco_files(hidden, tmp_path):
+    put_coco(tmp_path / "set")
+    (tmp_path / "set" / hidden).write_bytes(APPLE_DOUBLE)
+    with pytest.warns(DataWarning, match="hidden and system files and folders are left out: 1"):
+        samples = find_masked_images(tmp_path)
+    assert [one.name for one in samples] == ["set/a"]
+
+
+BROKEN_COCO = {
+    "no_json": b"{",
+    "binary": APPLE_DOUBLE,
+    "deep": b"[" * 100_000,
+    "lists": b'{"images": 1, "annotations": 2}',
+    "no_pictures": b'{"images": [{"id": 1, "file_name": "x.jpg", "width": 4, "height": 4}], '
+    b'"annotations": [{"id": 1, "image_id": 1, "segmentation": [[0, 0, 3, 0, 3, 3]]}]}',
+    "empty": b'{"images": [], "annotations": []}',
+}
+
+
+@pytest.mark.parametrize("written", BROKEN_COCO.values(), ids=BROKEN_COCO)
+def test_a_broken_coco_file_costs_itself_alone_unless_it_is_all_there_is(written, tmp_path):
+    put_coco(tmp_path / "set")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "annotations.json").write_bytes(written)
+    with pytest.warns(DataWarning, match=r"other/annotations\.json: .*: COCO file left out"):
+        samples = find_masked_images(tmp_path)
+    assert [one.name for one in samples] == ["set/a"]
+    for data in (tmp_path / "other", tmp_path / "other" / "annotations.json"):
+        with pytest.raises(ValueError, match=r"other/annotations\.json: .*expected"):
+            find_masked_images(data)
+
+
+def test_other_json_of_such_a_name_is_left_out_and_said(tmp_path):
+    put_coco(tmp_path / "set")
+    (tmp_path / "annotations.json").write_text('{"via": 1}')
+    with pytest.warns(DataWarning, match="got other JSON: JSON file with the name of a COCO file left out"):
+        samples = find_masked_images(tmp_path)
+    assert [one.name for one in samples] == ["set/a"]
+
+
+def test_a_link_to_a_coco_file_is_not_read_again(tmp_path):
+    put_coco(tmp_path / "set", "v2.coco.json")
+    (tmp_path / "set" / "a_latest.coco.json").symlink_to("v2.coco.json")
+    with pytest.warns(DataWarning, match="links to COCO files that are used under another name are left out: 1"):
+        samples = find_masked_images(tmp_path)
+    assert [one.name for one in samples] == ["set/a"]
+
+
+def test_a_picture_in_two_files_is_used_once(tmp_path):
+    for part in ("train", "val"):
+        put_coco(tmp_path / "images", "unused.json")
+        (tmp_path / "annotations").mkdir(exist_ok=True)
+        (tmp_path / "images" / "unused.json").rename(tmp_path / "annotations" / f"instances_{part}.json")
+    with pytest.warns(DataWarning, match="pictures that are used under another name, by a link or a second source"):
+        samples = find_masked_images(tmp_path)
+    assert [one.name for one in samples] == ["train/a"]
+
+
+def test_crowds_are_said_or_used_in_a_tree(tmp_path):
+    put_coco(tmp_path, iscrowd=1)
+    with pytest.raises(ValueError, match="1 annotations marked iscrowd left out; --crowds use takes them as objects"):
+        find_masked_images(tmp_path)
+    assert len(find_masked_images(tmp_path, crowds="use")) == 1
+    with pytest.raises(ValueError, match="crowds: expected one of skip, use, got 'yes'"):
+        find_masked_images(tmp_path, crowds="yes")
+
+
+def test_the_meaning_of_masks_is_the_sets_or_the_users(hqseg, tmp_path):
+    own = tmp_path / "own"
+    put(own / "images", "a.jpg", "b.jpg")
+    put(own / "masks" / "deep", "mask:c.png")
+    put(own / "masks", "mask:a.png", "mask:b.png")
+    first, second, third = find_masked_images(own)
+    assert first.masks is second.masks is third.masks
+    assert {path.name for path in first.masks.paths} == {"a.png", "b.png", "c.png"}
+    one_object = ("DIS5K", "ThinObject5K", "cascade_psp")
+    for sample in find_masked_images(hqseg):
+        if any(name in sample.name for name in one_object):
+            assert sample.masks.meaning == "binary"
+    for sample in find_masked_images(hqseg, masks="instances"):
+        assert sample.masks.meaning == "instances"
+        assert set(np.unique(sample.load()[1])) == {0, 255}
+    with pytest.raises(ValueError, match="masks: expected one of auto, binary, instances, void, got 'ids'"):
+        find_masked_images(hqseg, masks="ids")
