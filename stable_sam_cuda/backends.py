@@ -184,6 +184,8 @@ def choose(requested: Backend | str, device: torch.device, dtype: torch.dtype) -
 
 def _serve(requested: Backend, device: torch.device, dtype: torch.dtype) -> tuple[Backend, ...]:
     """The backends that serve, best first: that asked for by name, or all that ``auto`` may take, PyTorch last."""
+    if _is_in_onnx_export():
+        return _serve_onnx(requested)
     if device.type == "cuda" and device.index is None and torch.cuda.is_available():
         device = torch.device("cuda", torch.cuda.current_device())
     if torch.compiler.is_compiling():  # a graph is traced once, and must not change the table
@@ -192,6 +194,21 @@ def _serve(requested: Backend, device: torch.device, dtype: torch.dtype) -> tupl
     if found is None:
         found = _serving[requested, device, dtype] = _find_serving(requested, device, dtype)
     return found
+
+
+@torch.compiler.assume_constant_result  # by itself, a compiler that traces for the export says no
+def _is_in_onnx_export() -> bool:
+    return torch.onnx.is_in_onnx_export()
+
+
+def _serve_onnx(requested: Backend) -> tuple[Backend, ...]:
+    """ONNX has no operators for the kernels; plain PyTorch becomes operators that it has."""
+    if requested not in (Backend.AUTO, Backend.REFERENCE):
+        raise BackendUnavailableError(
+            f"backend {requested.value!r} does not go into ONNX: set plugin_of(sam).backend to 'auto' or 'reference' "
+            "for the export"
+        )
+    return (Backend.REFERENCE,)
 
 
 def _find_serving(requested: Backend, device: torch.device, dtype: torch.dtype) -> tuple[Backend, ...]:
