@@ -28,8 +28,16 @@ import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import setuptools
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
+
+OLDEST_SETUPTOOLS = 77  # of those before, none reads this project's licence
+if int(setuptools.__version__.split(".")[0]) < OLDEST_SETUPTOOLS:
+    sys.exit(
+        f"setuptools: expected {OLDEST_SETUPTOOLS} or later, got {setuptools.__version__}. Without build isolation, "
+        "install what the build needs first: pip install 'setuptools>=77' wheel 'pybind11>=2.12'"
+    )
 
 ROOT = Path(__file__).resolve().parent
 PACKAGE = "stable_sam_cuda"

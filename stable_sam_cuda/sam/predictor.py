@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 from segment_anything import SamPredictor
 from segment_anything.modeling import Sam
 from torch import Tensor, nn
 
-from stable_sam_cuda.picture import read_picture
+from stable_sam_cuda.notes import note
+from stable_sam_cuda.picture import read_picture, to_rgb
 from stable_sam_cuda.sam.prompt import Prompt, check_prompt, check_prompt_tensors
 from stable_sam_cuda.sam.prompt_encoding import encode_prompts
 from stable_sam_cuda.sam.shared_decoder import SINGLE_MASK, THREE_MASKS, decode
@@ -45,8 +46,8 @@ class StableSamPredictor(SamPredictor):
         """Encode a picture, for which `predict` then gives masks.
 
         Args:
-            image: (H, W, 3), uint8; or a Pillow image, or a picture file, read by the rule of
-                `stable_sam_cuda.picture`. Prompts are in pixels of the picture as it is seen, turned by its EXIF.
+            image: (H, W, 3), uint8; or a Pillow image of any mode, as its pixels lie; or a picture file, read by the
+                rule of `stable_sam_cuda.picture`: prompts are then in pixels of the picture turned by its EXIF.
             image_format: order of an array's channels, ``"RGB"`` or ``"BGR"``.
 
         Raises:
@@ -64,9 +65,9 @@ class StableSamPredictor(SamPredictor):
         if isinstance(image, (str, PathLike)):
             pixels = np.asarray(read_picture(Path(image)))
         elif isinstance(image, Image.Image):
-            from stable_sam_cuda.picture import to_rgb
-
-            pixels = np.asarray(to_rgb(Path("image"), ImageOps.exif_transpose(image)))
+            if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+                note("a Pillow image is taken as its pixels lie; the turn that its EXIF asks for is not made", "image")
+            pixels = np.asarray(to_rgb(Path("image"), image))
         else:
             pixels = image
         self._check_pixels(pixels)

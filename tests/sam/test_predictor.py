@@ -8,6 +8,7 @@ from segment_anything import SamAutomaticMaskGenerator, SamPredictor
 from tolerances import DECODER, assert_matches
 
 from stable_sam_cuda import DeformableSampler
+from stable_sam_cuda.notes import DataWarning
 from stable_sam_cuda.sam import StableSamPredictor, plugin_of, stabilize
 from stable_sam_cuda.sam import prompt as prompt_checks
 from stable_sam_cuda.sam.predictor import UPSCALING_BYTES
@@ -443,6 +444,9 @@ def test_a_picture_is_taken_from_an_array_an_image_or_a_file(sam, picture, tmp_p
         predictor.set_image(given)
         assert predictor.original_size == picture.shape[:2]
         assert torch.equal(predictor.get_image_embedding(), expected)
+    with pytest.warns(DataWarning, match="image: a Pillow image is taken as its pixels lie; the turn that its EXIF"):
+        predictor.set_image(Image.open(tmp_path / "turned.png"))
+    assert predictor.original_size == picture.shape[1::-1]  # as `np.array(image)` has it, and a detector on that
     with pytest.raises(ValueError, match="image_format: expected 'BGR' with an array"):
         predictor.set_image(image, "BGR")
     with pytest.raises(FileNotFoundError, match=r"nope\.png"):
