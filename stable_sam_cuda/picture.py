@@ -28,6 +28,7 @@ from stable_sam_cuda.picture_file import (
     MAX_PIXELS,
     PictureError,
     Stored,
+    as_stored,
     check_size,
     orientation,
     read_stored,
@@ -44,6 +45,7 @@ __all__ = [
     "orientation",
     "read_picture",
     "stored_size",
+    "to_rgb",
     "turn",
 ]
 
@@ -63,7 +65,21 @@ def read_picture(path: Path) -> Image.Image:
             that have no meaning; or a pixel is NaN or infinite.
         OSError: the file cannot be read.
     """
-    stored = read_stored(path)
+    return _shown(path, read_stored(path))
+
+
+def to_rgb(path: Path, picture: Image.Image) -> Image.Image:
+    """RGB of a Pillow picture of any mode, by the rules of `read_picture`; ``path`` names it in messages.
+
+    Of a picture in memory nothing but Pillow's 8 bits is left where it had more, and its orientation is the caller's.
+
+    Raises:
+        ValueError: as `read_picture`.
+    """
+    return _shown(path, as_stored(picture))
+
+
+def _shown(path: Path, stored: Stored) -> Image.Image:
     reasons = list(stored.reasons)
     if stored.opacity is not None and not stored.opacity.any():
         raise PictureError(

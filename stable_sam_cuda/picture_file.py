@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from stable_sam_cuda.notes import printable
 from stable_sam_cuda.tiff_header import (
@@ -153,6 +153,13 @@ def read_stored(path: Path, what: str = "photo") -> Stored:
             return _read_unknown_tiff(path, unknown.facts, what)
 
 
+def as_stored(picture: Image.Image) -> Stored:
+    """The pixels of a Pillow picture in memory, not turned."""
+    pixels, opacity = _apart(picture)
+    kept = np.asarray(pixels) if pixels.mode.startswith(("I", "F")) else pixels
+    return Stored(kept, opacity, picture.mode in ("La", "RGBa"), picture.format or "", False, 1, [])
+
+
 class _UnknownTiffError(Exception):
     def __init__(self, facts: TiffFacts) -> None:
         super().__init__()
@@ -188,7 +195,7 @@ def _decoding(path: Path, what: str) -> Iterator[None]:
 
 
 @contextmanager
-def _opened(path: Path, what: str) -> Iterator[Image.Image]:
+def _opened(path: Path, what: str) -> Iterator[ImageFile.ImageFile]:
     """The file as Pillow opens it, its size checked, its pixels not yet unpacked."""
     name = f"{what} {printable(path)}"
     if path.is_dir():
@@ -199,7 +206,8 @@ def _opened(path: Path, what: str) -> Iterator[Image.Image]:
         raise PictureError(f"{name}: expected a picture file, got a pipe or a device")
     # Between Pillow's limit of 89 million pixels and ours Pillow warns, once. To silence it would change the filters
     # of warnings for all threads.
-    with _decoding(path, what), Image.open(path, formats=_formats()) as picture:
+    # Pillow gets no path: it would map the file, die where another program cuts it short, and forget the turn of TIFFs.
+    with _decoding(path, what), open(path, "rb") as file, Image.open(file, formats=_formats()) as picture:
         facts = tiff_facts(picture)
         check_size(path, facts.size if facts else picture.size, what)
         if facts and facts.tile_pixels > MAX_PIXELS:
@@ -221,10 +229,11 @@ def _exif_orientation(picture: Image.Image) -> tuple[int, list[str]]:
     return (int(value) if value in range(1, 9) else 1), []
 
 
-def _read_opened(path: Path, picture: Image.Image, what: str) -> Stored:
+def _read_opened(path: Path, picture: ImageFile.ImageFile, what: str) -> Stored:
     form, size, deep = picture.format or "", picture.size, _is_deep(picture)
     key, facts, reasons = picture.info.get("transparency"), tiff_facts(picture), []
     if facts:
+        deep = facts.bits > 8 and picture.mode in ("RGB", "RGBA", "CMYK")
         if deep and facts.by_band:
             raise PictureError(f"{what} {printable(path)}: {unusable(path, facts)}")
         size = facts.size
@@ -272,7 +281,7 @@ def _looks_like_opacity(band: np.ndarray) -> bool:
     return count > 0 and 2 * (count + int(np.count_nonzero(band == 0))) > band.size
 
 
-def _is_deep(picture: Image.Image) -> bool:
+def _is_deep(picture: ImageFile.ImageFile) -> bool:
     """Whether Pillow would cut the colours of an opened picture to 8 bits."""
     if picture.mode.startswith(("I", "F")) or not picture.tile:
         return False
@@ -288,7 +297,8 @@ def _is_deep(picture: Image.Image) -> bool:
         return begin >= 0 and len(head) > begin + 42 and (head[begin + 42] & 0x7F) + 1 > 14
     if picture.format == "PPM":
         # Pillow scales by the maximum that the file declares; below 15 bits that is what it holds.
-        return codec.startswith("ppm") and isinstance(args[-1], int) and args[-1] > (1 << 14) - 1
+        declared = args[-1] if isinstance(args, tuple) else 0
+        return codec.startswith("ppm") and isinstance(declared, int) and declared > (1 << 14) - 1
     return ";16" in str(args) or codec == "SGI16"
 
 
@@ -297,7 +307,7 @@ def _first_bytes(path: Path, count: int) -> bytes:
         return file.read(count)
 
 
-def _keep_premultiplied(picture: Image.Image) -> None:
+def _keep_premultiplied(picture: ImageFile.ImageFile) -> None:
     """Have Pillow unpack a TIFF's bands as they are: it would divide by opacity, which may be another band."""
 
     def plain(args: Any) -> Any:
@@ -310,13 +320,17 @@ def _keep_premultiplied(picture: Image.Image) -> None:
 
 def _apart(picture: Image.Image) -> tuple[Image.Image, np.ndarray | None]:
     """A copy of the picture without its opacity, and the opacity (H, W)."""
-    if picture.mode in ("RGBX", "RGBa", "PA"):
+    if picture.mode == "RGBX":
+        picture = picture.convert("RGB")
+    if picture.mode == "PA":
         picture = picture.convert("RGBA")
-    if picture.mode in ("RGBA", "LA", "La"):
-        opacity = np.asarray(picture.getchannel(picture.getbands()[-1]))
-        return (picture.convert("RGB") if picture.mode == "RGBA" else picture.getchannel(0)), opacity
+    if picture.mode in ("RGBA", "LA"):
+        return picture.convert("RGB" if picture.mode == "RGBA" else "L"), np.asarray(picture.getchannel("A"))
+    if picture.mode in ("RGBa", "La"):  # as multiplied: to convert would divide
+        *bands, opacity_band = picture.split()
+        return (Image.merge("RGB", bands) if len(bands) == 3 else bands[0]), np.asarray(opacity_band)
     key = picture.info.get("transparency")
-    opacity: np.ndarray | None = None
+    opacity = None
     if picture.mode == "P" and key is not None:
         table = np.full(256, 255, np.uint8)
         if isinstance(key, bytes):

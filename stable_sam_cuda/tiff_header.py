@@ -47,17 +47,18 @@ class TiffFacts(NamedTuple):
 
 def forget_orientation(content: np.ndarray) -> None:
     """Set the orientation of a TIFF in memory to 1: releases of OpenCV differ in what they do with it."""
-    head = content[:4].tobytes()
+    memory = content.data
+    head = bytes(memory[:4])
     order = {b"II": "<", b"MM": ">"}.get(head[:2])
     if order is None or head[2:] not in (struct.pack(order + "H", 42), struct.pack(order + "H", 43)):
         return
     big = head[2:] == struct.pack(order + "H", 43)
-    place = struct.unpack_from(order + ("Q" if big else "I"), content, 8 if big else 4)[0]
-    count = struct.unpack_from(order + ("Q" if big else "H"), content, place)[0]
+    place = struct.unpack_from(order + ("Q" if big else "I"), memory, 8 if big else 4)[0]
+    count = struct.unpack_from(order + ("Q" if big else "H"), memory, place)[0]
     place, length = place + (8 if big else 2), 20 if big else 12
     for entry in range(place, place + min(count, 4096) * length, length):
-        if struct.unpack_from(order + "H", content, entry)[0] == ORIENTATION:
-            struct.pack_into(order + "H", content, entry + (12 if big else 8), 1)
+        if struct.unpack_from(order + "H", memory, entry)[0] == ORIENTATION:
+            struct.pack_into(order + "H", memory, entry + (12 if big else 8), 1)
 
 
 def tiff_facts(picture: Image.Image) -> TiffFacts | None:

@@ -13,7 +13,8 @@ import numpy as np
 
 BINARY, INSTANCES, VOID = "binary", "instances", "void"
 
-LEAST_WHITE = 64  # masks whose brightest value is below hold ids: nobody draws in such a dark grey
+LEAST_WHITE = 64  # masks whose brightest value is below hold ids, unless they are nothing but a slope of shades
+MANY_SHADES = 20
 LOW, HIGH = 0.1, 0.9  # of the brightest value: below lies the noise of compression, above what counts as white
 MAX_PIXELS = 16_000_000  # of a mask, its middle rows, that are looked at
 VOID_GAP = 32  # so many values below a void border's are free
@@ -99,26 +100,36 @@ def verdict_of(evidence: Evidence) -> Verdict | None:
     values = evidence.values
     if len(values) < 2:
         return None
-    brightest = values[-1]
-    if brightest < LEAST_WHITE or values[0] < 0:
+    if values[0] < 0:
         return Verdict(INSTANCES, True)
     pixels, inside, in_square, outward, to_zero, smooth = evidence.counts.T
     solid = (inside >= 0.2 * pixels) & (smooth < 0.8 * outward)
     alone = (to_zero >= 0.8 * outward) & (outward > 0)
-    low, high = values <= LOW * brightest, values >= HIGH * brightest
-    # Noise of compression lies alone, too, but not in squares.
-    counted = ~low & ~high | low & (solid | alone & (2 * in_square >= pixels))
+    low, high = values <= LOW * values[-1], values >= HIGH * values[-1]
+    # The noise of compression lies alone or in flat blocks, too, but hardly ever in so many squares.
+    low_objects = low & (solid | alone & (2 * in_square >= pixels))
+    if pixels[low_objects].sum() < 0.5 * pixels[high].sum():
+        low_objects[:] = False
+    middle = ~low & ~high
+    if middle.sum() < 0.1 * len(values):
+        middle &= solid
+    counted = middle | low_objects
+    # Shades that fall off to a background, without a white inside: an object that is blurred as a whole. Tiny objects
+    # side by side lie in squares of one value, whose neighbours are others than the next values up and down.
+    slope = evidence.background > 0.05 and evidence.gentle >= 0.8 * max(evidence.pairs, 1)
+    slope = slope and (in_square.sum() < 0.9 * pixels.sum() or smooth.sum() >= 0.8 * (outward - to_zero).sum())
+    objects = (solid | alone)[counted].mean() if counted.any() else 0.0
+    if values[-1] < LEAST_WHITE:
+        dark = len(values) >= MANY_SHADES and objects <= 0.1 and slope
+        return Verdict(BINARY if dark else INSTANCES, not dark)
     if not counted.any():
-        objects = int((solid | alone)[high].sum())
-        return Verdict(INSTANCES if objects > 2 and 2 * objects > high.sum() else BINARY, objects < 2)
-    objects = (solid | alone)[counted].mean()
-    white = pixels[high].sum() / pixels[~low].sum() if (~low).any() else 1.0
+        bright = int((solid | alone)[high].sum())
+        return Verdict(INSTANCES if bright > 2 and 2 * bright > high.sum() else BINARY, bright < 2)
     if objects >= 0.5:
         return Verdict(INSTANCES, True)
+    white = pixels[high].sum() / pixels[~low].sum()
     if white >= 0.5:
         return Verdict(BINARY, bool(objects <= 0.25))
-    # Shades that fall off to a background, without a white inside: an object that is blurred as a whole.
-    slope = evidence.background > 0.05 and evidence.pairs > 0 and evidence.gentle >= 0.8 * evidence.pairs
     return Verdict(BINARY if objects <= 0.25 and slope else INSTANCES, False)
 
 
