@@ -64,6 +64,13 @@ def read_entries(path: Path, crowds: str = "skip") -> list[CocoEntry]:
     if crowds not in CROWDS:
         raise ValueError(f"crowds: expected one of {', '.join(CROWDS)}, got {crowds!r}")
     content = read_coco(path)
+    try:
+        return _sound_entries(path, content, crowds)
+    except RecursionError as error:
+        raise ValueError(f"{printable(path)}: expected a COCO file, got JSON that is nested too deeply") from error
+
+
+def _sound_entries(path: Path, content: dict[str, Any], crowds: str) -> list[CocoEntry]:
     faults: list[str] = []
 
     def leave_out(reason: str, subject: str) -> None:
@@ -167,28 +174,32 @@ def _attach(
     """Give every sound annotation to its picture; those of pictures that are ``broken`` go with them."""
     seen: dict[Any, Annotation] = {}
     for place, annotation in enumerate(annotations):
-        label = annotation_label(annotation, place)
         number = annotation.get("id") if isinstance(annotation, dict) else None
         again = seen.setdefault(number, annotation) is not annotation if _is_id(number) else False
-        label += f" (annotations[{place}])" if again else ""
-        if not isinstance(annotation, dict):
-            leave_out("annotation left out: expected a dictionary, got something else", label)
-            continue
-        owner = annotation.get("image_id")
+        owner = annotation.get("image_id") if isinstance(annotation, dict) else None
         entry = entries.get(owner) if _is_id(owner) else None
-        if entry is None:
-            if not (_is_id(owner) and owner in broken):
-                leave_out("annotation left out: expected the image_id of a listed picture, got another", label)
-            continue
-        label = f"picture {printable(entry.file_name)}: {label}"
-        crowd = annotation.get("iscrowd", 0)
-        if crowd is not None and not (isinstance(crowd, int | float) and crowd in (0, 1)):
-            leave_out("annotation left out: expected iscrowd 0 or 1, got another", label)
-            continue
-        if again and seen[number] == annotation:
-            leave_out("annotation left out: expected each annotation once, got one again", label)
-            continue
-        (entry.crowds if crowd and crowds == "skip" else entry.annotations).append(annotation)
+        fault = _annotation_fault(annotation, entry, seen[number] if again else None)
+        if fault is None and entry is not None:
+            crowd = annotation.get("iscrowd") and crowds == "skip"
+            (entry.crowds if crowd else entry.annotations).append(annotation)
+        elif entry is not None or not (_is_id(owner) and owner in broken):
+            label = annotation_label(annotation, place) + (f" (annotations[{place}])" if again else "")
+            label = label if entry is None else f"picture {printable(entry.file_name)}: {label}"
+            leave_out(f"annotation left out: {fault}", label)
+
+
+def _annotation_fault(annotation: Any, entry: CocoEntry | None, namesake: Annotation | None) -> str | None:
+    """What is wrong with an annotation; ``namesake`` is an earlier one of its id."""
+    if not isinstance(annotation, dict):
+        return "expected a dictionary, got something else"
+    if entry is None:
+        return "expected the image_id of a listed picture, got another"
+    crowd = annotation.get("iscrowd")
+    if crowd is not None and not (isinstance(crowd, int | float) and crowd in (0, 1)):
+        return "expected iscrowd 0 or 1, got another"
+    if namesake == annotation:
+        return "expected each annotation once, got one again"
+    return None
 
 
 def picture_folder(path: Path, file_names: list[str]) -> Path:

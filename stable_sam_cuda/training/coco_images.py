@@ -111,7 +111,8 @@ class CocoImage:
             self._note_once(f"annotation left out: {fault.reason}", annotation_label(annotation, place), fault.got)
         if not found and faults:
             place, annotation, fault = faults[0]
-            raise ValueError(f"{self.name}: {annotation_label(annotation, place)}: {fault}") from fault
+            label = annotation_label(annotation, place)
+            raise ValueError(f"{self.name}: {printable(self.file)}: {label}: {fault}") from fault
         return found
 
     def decoded_crowds(self) -> Iterator[tuple[Annotation, np.ndarray]]:
@@ -148,8 +149,7 @@ class CocoImage:
         Raises:
             OSError: the file cannot be read.
         """
-        objects = [[one.get("segmentation"), one.get("iscrowd")] for one in self.annotations]
-        content = json.dumps([DECODING_RULE, self.height, self.width, objects], sort_keys=True, default=repr)
+        content = [DECODING_RULE, self.height, self.width, *map(_content, self.annotations)]
         return hashlib.sha256(f"{self.picture_digest()} {content}".encode()).hexdigest()
 
     def _note_hidden(self, objects: dict[int, np.ndarray], ids: np.ndarray) -> None:
@@ -169,6 +169,14 @@ class CocoImage:
         if f"{subject}: {reason}" not in self._said:
             self._said.add(f"{subject}: {reason}")
             note(reason, subject)
+
+
+def _content(annotation: Annotation) -> str:
+    """What of an annotation decides on its mask, as text."""
+    try:
+        return json.dumps([annotation.get("segmentation"), annotation.get("iscrowd")], sort_keys=True, default=repr)
+    except RecursionError:  # nested so deeply, it is no segmentation, whatever it says
+        return ""
 
 
 def find_coco_images(path: Path, set_name: str, crowds: str = "skip") -> list[CocoImage]:

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from stable_sam_cuda.notes import DataWarning
-from stable_sam_cuda.training.coco_images import find_coco_images
+from stable_sam_cuda.training.coco_images import CocoImage, find_coco_images
 from stable_sam_cuda.training.dataset import check_samples, find_masked_images
 
 HEIGHT, WIDTH = 20, 30
@@ -86,7 +86,7 @@ def test_a_picture_whose_annotations_are_all_broken_is_skipped_with_the_first_re
     assert objects == {"2": [1]}
     ((name, reason),) = broken
     assert name == "set.coco/1"
-    assert reason.startswith("annotation 7: ")
+    assert "set.coco.json: annotation 7: " in reason
     (note,) = notes
     assert "annotation 8" in note
 
@@ -294,6 +294,33 @@ def test_a_file_that_is_none_is_refused_in_one_line(written, use):
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-8"])
 def test_byte_order_marks_are_taken(encoding, use):
     assert use(json.dumps(content()).encode(encoding))[0] == {"1": [1, 2], "2": [1]}
+
+
+@pytest.mark.parametrize("depth", [100, 700, 800, 850, 900, 950, 990])
+def test_deeply_nested_parts_cost_what_has_them_alone_or_the_file(depth, use):
+    nested = b"[" * depth + b"]" * depth
+    for field, twice in (("segmentation", False), ("segmentation", True), ("extra", True)):
+        coco = content()
+        coco["annotations"][0][field] = "@"
+        coco["annotations"] += [dict(coco["annotations"][0])] * twice
+        coco["images"][0]["extra"] = "@"
+        coco["images"] += [dict(coco["images"][0])] * twice
+        try:
+            objects, _, broken = use(json.dumps(coco).encode().replace(b'"@"', nested))
+        except ValueError as error:
+            assert "nested too deeply" in str(error)
+        else:
+            assert objects["2"] == [1]
+            assert not broken
+
+
+def test_digests_of_deeply_nested_parts_are_taken(tmp_path):
+    deep = []
+    for _ in range(5000):
+        deep = [deep]
+    sample = CocoImage("x/a", tmp_path / "1.png", 4, 4, ({"id": 1, "image_id": 1, "segmentation": deep},))
+    Image.new("RGB", (4, 4)).save(tmp_path / "1.png")
+    assert len(sample.digest()) == 64
 
 
 def test_file_names_with_backslashes_and_steps_up_are_found_and_named_without(tmp_path):
