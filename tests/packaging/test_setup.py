@@ -93,3 +93,11 @@ def test_an_object_is_compiled_again_when_what_it_is_made_of_changes(
         compile_with()
     header.write_text("constexpr int kValue = 1;")
     assert compile_with() == first and len(commands) == 4, "the first is still there"
+
+
+def test_an_old_setuptools_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("setuptools.__version__", "65.5.0")
+    with pytest.raises(
+        SystemExit, match=r"setuptools: expected 77 or later, got 65\.5\.0\..*pip install 'setuptools>=77'"
+    ):
+        load(ROOT / "setup.py")
