@@ -208,11 +208,12 @@ def picture_folder(path: Path, file_names: list[str]) -> Path:
     Raises:
         ValueError: none of the pictures is found.
     """
-    beside, above = path.parent, path.parent.parent
     part = path.stem.removeprefix("instances_")
-    folders = list(
-        dict.fromkeys([beside, beside / "images", above / part, above / "images" / part, above / "images", above])
-    )
+    folders: list[Path] = []
+    for file in (path, path.resolve()):  # a link to the file may lie elsewhere than its pictures
+        beside, above = file.parent, file.parent.parent
+        folders += [beside, beside / "images", above / part, above / "images" / part, above / "images", above]
+    folders = list(dict.fromkeys(folders))
     for folder in folders:
         # Not only the first one: a picture may be missing, which is that picture's own trouble.
         if any(os.path.isfile(picture_path(folder, name)) for name in file_names):

@@ -53,11 +53,14 @@ def find_samples(root: Path, layout: str = "auto", *, masks: str = "auto", crowd
         raise ValueError(f"masks: expected one of {', '.join(MEANINGS)}, got {masks!r}")
     if crowds not in CROWDS:
         raise ValueError(f"crowds: expected one of {', '.join(CROWDS)}, got {crowds!r}")
-    if root.is_file() and layout in ("auto", "coco"):
+    if os.path.isfile(root) and layout in ("auto", "coco"):
         return _once(list(find_coco_images(root, printable(root.stem.removeprefix("instances_")), crowds)))
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise ValueError(f"data: expected a folder or a COCO file, got {printable(root)}")
-    tree = walk(root)
+    try:
+        tree = walk(root)
+    except OSError as error:
+        raise OSError(f"data: expected a folder that can be listed, got {printable(root)}: {error.strerror}") from error
     coco_files = _coco_files(tree)
     samples: list[MaskedImage | CocoImage] = []
     faults: list[ValueError | OSError] = []

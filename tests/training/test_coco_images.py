@@ -67,6 +67,14 @@ def test_the_file_itself_can_be_named(tmp_path):
     assert [sample.name for sample in find_samples(path)] == ["mine/a"]
 
 
+def test_a_link_to_the_file_finds_the_pictures_beside_the_file(tmp_path):
+    write(tmp_path / "set" / "mine.json", [annotation(1, SQUARE)])
+    put_pictures(tmp_path / "set", "a.png")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "link.json").symlink_to(tmp_path / "set" / "mine.json")
+    assert find_samples(tmp_path / "elsewhere" / "link.json")[0].load()[1].any()
+
+
 @pytest.mark.parametrize("runs", [RUNS, COMPRESSED], ids=["plain", "compressed"])
 def test_run_lengths(runs, tmp_path):
     path = write(tmp_path / "x.coco.json", [annotation(1, runs)])

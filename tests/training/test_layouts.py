@@ -119,6 +119,17 @@ def test_a_file_that_is_no_coco_file_is_refused(tmp_path):
         find_samples(tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize(
+    "root",
+    ["nowhere", "x" * 5000, "a\0b", "a\nb", os.fsdecode(b"caf\xe9")],
+    ids=["none", "long", "nul", "line", "bytes"],
+)
+def test_a_root_that_is_none_is_refused_in_one_printable_line(root, tmp_path):
+    with pytest.raises(ValueError, match="data: expected a folder or a COCO file, got") as caught:
+        find_masked_images(tmp_path / root)
+    assert str(caught.value).isprintable()
+
+
 NESTED = {
     "plain": ("images", "masks", "{root}"),
     "dis5k": ("im", "gt", "{root}"),
