@@ -15,6 +15,7 @@ BINARY, INSTANCES, VOID = "binary", "instances", "void"
 
 LEAST_WHITE = 64  # masks whose brightest value is below hold ids, unless they are nothing but a slope of shades
 MANY_SHADES = 20
+LEAST_BACKGROUND = 0.15  # ids that fill a picture evenly leave a tenth
 LOW, HIGH = 0.1, 0.9  # of the brightest value: below lies the noise of compression, above what counts as white
 MAX_PIXELS = 16_000_000  # of a mask, its middle rows, that are looked at
 VOID_GAP = 32  # so many values below a void border's are free
@@ -33,10 +34,10 @@ class Evidence(NamedTuple):
     Args:
         values: (N,) ascending.
         counts: (N, 6) pixels, those with four equal neighbours, those in a 2 x 2 square of one value, pairs with
-            other values, of them pairs with 0, of them pairs with the next two values up or down.
+            other values, of them pairs with 0, of them pairs with the next two values up or down, if near.
         gentle, pairs: pairs of neighbours of different values, none of them 0, and how many differ by less than a
             quarter of the brightest.
-        background: share of the pixels that are 0.
+        background: share of the pixels that are 0 or next to it: up to `LOW` of the brightest value.
     """
 
     values: np.ndarray
@@ -48,7 +49,7 @@ class Evidence(NamedTuple):
 
 def evidence_of(mask: np.ndarray) -> Evidence:
     """Evidence of one mask (H, W) of whole numbers."""
-    background = float((mask == 0).mean())
+    background = float((mask <= LOW * mask.max()).mean())
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not len(rows):
         return Evidence(np.zeros(0, mask.dtype), np.zeros((0, 6), np.int64), 0, 0, 1.0)
@@ -71,18 +72,18 @@ def evidence_of(mask: np.ndarray) -> Evidence:
     for place, which in enumerate((rank.ravel(), rank[inside], rank[in_square])):
         counts[:, place] = np.bincount(which, minlength=len(found))
     gentle = pairs = 0
-    reach = (int(found[-1]) - min(0, int(found[0]))) / 4
+    reach = int(found[-1]) - min(0, int(found[0]))
     for first, second in ((rank[:, :-1], rank[:, 1:]), (rank[:-1], rank[1:])):
         apart = first != second
         first, second = first[apart], second[apart]
         zero_first, zero_second = found[first] == 0, found[second] == 0
-        smooth = (abs(first - second) <= 2) & ~zero_first & ~zero_second
+        steps = abs(found[first].astype(np.int64) - found[second])
+        shades = ~zero_first & ~zero_second
+        smooth = shades & (abs(first - second) <= 2) & (steps <= 0.1 * reach)
         for one, other_is_zero in ((first, zero_second), (second, zero_first)):
             for place, which in ((3, one), (4, one[other_is_zero]), (5, one[smooth])):
                 counts[:, place] += np.bincount(which, minlength=len(found))
-        shades = ~zero_first & ~zero_second
-        steps = abs(found[first[shades]].astype(np.int64) - found[second[shades]])
-        gentle, pairs = gentle + int((steps <= reach).sum()), pairs + len(steps)
+        gentle, pairs = gentle + int((steps[shades] <= reach / 4).sum()), pairs + int(shades.sum())
     return Evidence(found[found != 0], counts[found != 0], gentle, pairs, background)
 
 
@@ -116,7 +117,7 @@ def verdict_of(evidence: Evidence) -> Verdict | None:
     counted = middle | low_objects
     # Shades that fall off to a background, without a white inside: an object that is blurred as a whole. Tiny objects
     # side by side lie in squares of one value, whose neighbours are others than the next values up and down.
-    slope = evidence.background > 0.05 and evidence.gentle >= 0.8 * max(evidence.pairs, 1)
+    slope = evidence.background > LEAST_BACKGROUND and evidence.gentle >= 0.8 * max(evidence.pairs, 1)
     slope = slope and (in_square.sum() < 0.9 * pixels.sum() or smooth.sum() >= 0.8 * (outward - to_zero).sum())
     objects = (solid | alone)[counted].mean() if counted.any() else 0.0
     if values[-1] < LEAST_WHITE:
@@ -141,7 +142,8 @@ def verdict_of_set(parts: Sequence[Evidence]) -> Verdict | None:
         for meaning in (BINARY, INSTANCES)
     )
     if binary == instances:
-        return verdict_of(pooled(parts)) if parts else None
+        verdict = verdict_of(pooled(parts)) if parts else None
+        return verdict and Verdict(verdict.meaning, verdict.sure and not binary)
     fewer, more = sorted((binary, instances))
     return Verdict(BINARY if binary > instances else INSTANCES, 2 * fewer <= more)
 

@@ -1,0 +1,425 @@
+"""What mask files mean: alone and in sets, by examples and by generated masks."""
+
+import pickle
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import tifffile
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from stable_sam_cuda.notes import DataWarning
+from stable_sam_cuda.training.mask_evidence import evidence_of, verdict_of_set
+from stable_sam_cuda.training.mask_files import MaskSet, read_ids
+from stable_sam_cuda.training.samples import MaskedImage
+
+FEW = settings(
+    max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+def grid(count: int, height: int = 10, width: int = 14, gap: int = 3) -> np.ndarray:
+    """So many rectangles with the ids 1, 2, ..., twenty in a row."""
+    rows = -(-count // 20)
+    ids = np.arange(1, rows * 20 + 1).reshape(rows, 20)
+    tile = np.pad(np.ones((height, width), int), ((gap, 0), (gap, 0)))
+    ids = np.kron(np.where(ids <= count, ids, 0), tile)
+    return np.pad(ids, 2).astype(np.uint8 if count < 256 else np.uint16)
+
+
+def disc(radius: float = 30, size: int = 100, centre: tuple[float, float] = (48, 52)) -> np.ndarray:
+    rows, columns = np.mgrid[:size, :size]
+    return ((rows - centre[0]) ** 2 + (columns - centre[1]) ** 2 <= radius**2).astype(np.float32)
+
+
+def soft(white: int = 255, blur: float = 2.0, dtype: type = np.uint8, scale: int = 1, **options: float) -> np.ndarray:
+    return (np.rint(cv2.GaussianBlur(disc(**options), (0, 0), blur) * white) * scale).astype(dtype)
+
+
+def written(path: Path, picture: np.ndarray | Image.Image, **options: object) -> Path:
+    if path.suffix in (".tif", ".tiff") and isinstance(picture, np.ndarray):
+        tifffile.imwrite(path, picture, **options)
+    else:
+        (Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture).save(path, **options)
+    return path
+
+
+def written_set(folder: Path, masks: list[np.ndarray], suffix: str = ".png") -> list[Path]:
+    return [written(folder / f"{index:03}{suffix}", mask) for index, mask in enumerate(masks)]
+
+
+def told_by(call) -> tuple[object, list[DataWarning]]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        result = call()
+    return result, [one.message for one in caught if isinstance(one.message, DataWarning)]
+
+
+@pytest.mark.parametrize("count", [2, 20, 127, 128, 129, 200, 253, 254, 255, 256, 300, 1000])
+@pytest.mark.parametrize("size", [(10, 14), (4, 4), (3, 3), (2, 2), (1, 1)], ids=["10x14", "4x4", "3x3", "2x2", "1x1"])
+def test_as_many_objects_as_were_drawn(tmp_path, count, size):
+    mask = grid(count, *size)
+    ids, told = told_by(lambda: read_ids(written(tmp_path / "mask.png", mask)))
+    assert (ids == mask).all()
+    assert not told
+
+
+SOFT = {
+    "white-255": soft(255),
+    "white-254": soft(254),
+    "white-200": soft(200),
+    "white-100": soft(100),
+    "hardly-soft": soft(254, blur=0.5),
+    "wide-feather": soft(255, blur=12),
+    "16-bit": soft(255, dtype=np.uint16, scale=257),
+    "12-bit": soft(4095, dtype=np.uint16),
+    "small": soft(250, radius=4, size=60, centre=(30, 30), blur=1),
+    "resized": cv2.resize((disc() * 254).astype(np.uint8), (333, 333), interpolation=cv2.INTER_CUBIC),
+    "halved": cv2.resize((disc() * 254).astype(np.uint8), (50, 50), interpolation=cv2.INTER_AREA),
+}
+
+
+@pytest.mark.parametrize("alone", [True, False], ids=["alone", "in-a-set"])
+@pytest.mark.parametrize("mask", SOFT.values(), ids=SOFT)
+def test_soft_edges_are_no_objects(tmp_path, mask, alone):
+    path = written(tmp_path / "mask.png", mask)
+    others = [] if alone else written_set(tmp_path, [soft(251), (disc() * 255).astype(np.uint8), soft(255, blur=1)])
+    ids = MaskSet([path, *others]).read(path)
+    assert set(np.unique(ids)) == {0, 1}
+    assert (ids == (mask > mask.max() / 2)).all()
+
+
+@pytest.mark.parametrize("white", [255, 250, 200, 90])
+@pytest.mark.parametrize("quality", [30, 75, 98])
+@pytest.mark.parametrize("kind", ["jpeg", "colour-jpeg", "saved-again-as-png"])
+def test_jpeg_is_one_object(tmp_path, white, quality, kind):
+    drawn = disc()
+    picture = Image.fromarray((drawn * white).astype(np.uint8))
+    path = written(tmp_path / "mask.jpg", picture.convert("RGB") if kind == "colour-jpeg" else picture, quality=quality)
+    if kind == "saved-again-as-png":
+        path = written(tmp_path / "mask.png", Image.open(path))
+    ids = read_ids(path)
+    assert set(np.unique(ids)) == {0, 1}
+    assert (ids == drawn).mean() > 0.995
+
+
+def test_jpeg_with_slight_colours_is_grey_and_a_photograph_is_refused(tmp_path):
+    tinted = np.dstack([(disc() * 240 + shift).astype(np.uint8) for shift in (0, 4, 8)])
+    assert (read_ids(written(tmp_path / "tinted.jpg", tinted)) == disc()).mean() > 0.99
+    colours = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    with pytest.raises(ValueError, match="got colours"):
+        read_ids(written(tmp_path / "photo.jpg", colours))
+
+
+blobs = st.lists(
+    st.tuples(st.integers(5, 115), st.integers(5, 145), st.integers(1, 22), st.integers(1, 22)), min_size=2, max_size=60
+)
+
+
+larger = st.lists(
+    st.tuples(st.integers(20, 100), st.integers(20, 130), st.integers(5, 30), st.integers(5, 30)),
+    min_size=1,
+    max_size=9,
+)
+
+
+def drawn(ellipses, first=1) -> np.ndarray:
+    ids = np.zeros((120, 150), np.float32)
+    for index, (y, x, tall, wide) in enumerate(ellipses):
+        cv2.ellipse(ids, (x, y), (wide, tall), 0, 0, 360, index + first, -1)
+    return ids
+
+
+@FEW
+@given(blobs, st.sampled_from([1, 3, 4]))
+def test_generated_ids_are_kept(tmp_path, ellipses, step):
+    mask = (drawn(ellipses) * step).astype(np.uint8)
+    if len(np.unique(mask)) > 2:
+        assert (read_ids(written(tmp_path / "mask.png", mask)) == mask).all()
+
+
+@FEW
+@given(
+    larger,
+    st.integers(100, 255),
+    st.sampled_from(["blur", "feather", "enlarge", "shrink", "jpeg"]),
+    st.floats(0.1, 1.0),
+)
+def test_generated_soft_masks_are_one_object(tmp_path, ellipses, white, how, amount):
+    mask = (drawn(ellipses) > 0).astype(np.float32)
+    if how == "blur":
+        mask = cv2.GaussianBlur(mask, (0, 0), 0.4 + 4 * amount)
+    elif how == "feather":
+        mask = (cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, 5) / (2 + 6 * amount)).clip(0, 1)
+    elif how == "enlarge":
+        mask = cv2.resize(mask, None, fx=1 + 3 * amount, fy=1 + 3 * amount, interpolation=cv2.INTER_CUBIC).clip(0, 1)
+    elif how == "shrink":
+        mask = cv2.resize(mask, None, fx=0.3 + amount / 2, fy=0.3 + amount / 2, interpolation=cv2.INTER_AREA)
+    shades = np.rint(mask * white).astype(np.uint8)
+    if how == "jpeg":
+        shades = cv2.imdecode(cv2.imencode(".jpg", shades, [cv2.IMWRITE_JPEG_QUALITY, 40 + int(58 * amount)])[1], 0)
+    if shades.max() < white / 2 or len(np.unique(shades)) < 3:
+        return  # nothing is left of the drawing, or it has no edges in shades
+    verdict = verdict_of_set([evidence_of(shades)])
+    assert verdict is not None
+    assert verdict.meaning == "binary"
+
+
+@settings(FEW, max_examples=12)
+@given(st.lists(st.tuples(larger, st.integers(90, 255), st.floats(0.5, 6)), min_size=2, max_size=5), st.booleans())
+def test_generated_sets_are_read_alike(tmp_path, files, are_ids):
+    masks = []
+    for ellipses, white, blur in files:
+        ids = drawn(ellipses)
+        whole = cv2.GaussianBlur((ids > 0).astype(np.float32), (0, 0), blur)
+        masks.append((ids if are_ids else np.rint(whole * white)).astype(np.uint8))
+    if are_ids and all(len(np.unique(mask)) < 3 for mask in masks):
+        return
+    paths = written_set(tmp_path, masks)
+    masks_set = MaskSet(paths)
+    assert masks_set.meaning == ("instances" if are_ids else "binary")
+    for path, mask in zip(paths, masks, strict=True):
+        assert (masks_set.read(path) == (mask if are_ids else mask > mask.max() / 2)).all()
+
+
+def test_the_set_decides_and_what_contradicts_is_said(tmp_path):
+    paths = written_set(tmp_path, [grid(count) for count in (3, 200, 255, 40)] + [soft(255)])
+    masks = MaskSet(paths)
+    ids, told = told_by(lambda: [masks.read(path) for path in paths])
+    assert masks.meaning == "instances"
+    assert (ids[2] == grid(255)).all()
+    assert [Path(one.subject).name for one in told] == ["004.png"]
+    assert "seems to hold one object with soft edges" in told[0].reason
+    paths = written_set(tmp_path, [soft(white) for white in (255, 250, 240, 200)] + [grid(200)])
+    ids, told = told_by(lambda: MaskSet(paths).read(paths[-1]))
+    assert ids.max() == 1
+    assert "seems to hold ids" in told[0].reason
+
+
+def test_what_is_in_doubt_is_said_once_and_can_be_settled(tmp_path):
+    paths = written_set(tmp_path, [soft(255), grid(200)])
+    masks = MaskSet(paths)
+    with ThreadPoolExecutor(4) as workers:
+        _, told = told_by(lambda: list(workers.map(masks.read, paths * 4)))
+    doubts = [one for one in told if "in doubt" in one.reason]
+    assert len(doubts) == 1
+    assert "--masks binary, instances or void" in doubts[0].reason
+    for meaning, objects in (("binary", 1), ("instances", 200), ("void", 200)):
+        ids, told = told_by(lambda meaning=meaning: MaskSet(paths, meaning).read(paths[1]))
+        assert len(np.unique(ids)) == objects + 1
+        assert not told
+
+
+def bordered(ids: np.ndarray, void: int) -> np.ndarray:
+    """The ids with a border of ``void`` of two pixels around each object."""
+    edge = cv2.dilate((ids > 0).astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
+    return np.where(edge & (ids == 0), void, ids)
+
+
+@pytest.mark.parametrize(
+    ("mask", "is_void"),
+    [
+        (bordered(grid(2), 255), True),
+        (bordered(grid(20), 255), True),
+        (bordered(grid(150), 255), True),
+        (bordered(grid(300), 65535), True),
+        (grid(255), False),
+        (grid(5) * 51, False),
+        (bordered(grid(2) * 7, 255), False),
+        (np.where(grid(255) == 7, 0, grid(255)), False),
+    ],
+    ids=["1-2-255", "1-to-20-255", "1-to-150-255", "16-bit", "1-to-255", "51-to-255", "7-14-255", "one-missing"],
+)
+def test_a_void_border_is_no_object(tmp_path, mask, is_void):
+    path = written(tmp_path / "mask.png", mask)
+    ids, told = told_by(lambda: read_ids(path))
+    void = 65535 if mask.dtype == np.uint16 else 255
+    assert (ids == (np.where(mask == void, 0, mask) if is_void else mask)).all()
+    assert any("border without object" in one.reason for one in told) == is_void
+    assert (read_ids(path, "instances") == mask).all()
+    assert (read_ids(path, "void") == np.where(mask == void, 0, mask)).all()
+
+
+def test_void_is_seen_in_the_set(tmp_path):
+    """255 is an id where other files of the set have it alone, and void where it lies beside ids in most."""
+    voc = [bordered(grid(count), 255) for count in (1, 2, 5, 9)]
+    assert MaskSet(written_set(tmp_path, voc)).meaning == "void"
+    alone = np.where(grid(1) == 1, 255, 0).astype(np.uint8)
+    assert MaskSet(written_set(tmp_path, [*voc, alone])).meaning == "instances"
+
+
+def palette(indices: np.ndarray, colours: list[tuple[int, int, int]]) -> Image.Image:
+    picture = Image.new("P", indices.shape[::-1])
+    picture.putpalette([value for colour in colours for value in colour])
+    picture.frombytes(indices.astype(np.uint8).tobytes())
+    return picture
+
+
+TWO = np.zeros((60, 80), np.uint8)
+TWO[5:25, 5:30], TWO[35:55, 40:75] = 1, 2
+ONE = (TWO == 2).astype(np.uint8)
+BLACK, WHITE = (0, 0, 0), (255, 255, 255)
+
+
+def with_alpha(colour: np.ndarray, alpha: np.ndarray) -> Image.Image:
+    bands = [*np.broadcast_to(colour, (3, *alpha.shape)), alpha]
+    return Image.fromarray(np.dstack(bands).astype(np.uint8))
+
+
+NOISE = np.random.default_rng(0).integers(0, 256, (3, 60, 80))
+BRUSH = np.array([200, 30, 90])[:, None, None]
+OPAQUE = np.full_like(TWO, 255)
+ONE_BIT_TRANSPARENT = palette(ONE, [WHITE, BLACK])
+
+
+@pytest.mark.parametrize(
+    ("picture", "expected", "options"),
+    [
+        (palette(1 - ONE, [WHITE, BLACK]), ONE, {}),
+        (palette(ONE, [BLACK, WHITE]), ONE, {}),
+        (palette(TWO, [BLACK, (200, 0, 0), (0, 200, 0)]), TWO, {}),
+        (palette(TWO, [(n, n, n) for n in range(256)]), TWO, {}),
+        (palette(np.full_like(TWO, 0), [WHITE, BLACK]), np.ones_like(TWO), {}),
+        (palette(TWO, [WHITE, (200, 0, 0), (0, 200, 0)]), TWO, {"transparency": 0}),
+        (palette(ONE, [WHITE, BLACK]), ONE, {"transparency": 0}),
+        (palette(ONE, [WHITE, WHITE]), ONE, {"transparency": bytes([0, 255])}),
+        (with_alpha(255, ONE * 255), ONE, {}),
+        (with_alpha(0, ONE * 255), ONE, {}),
+        (with_alpha(BRUSH, ONE * 255), ONE, {}),
+        (with_alpha(BRUSH, ONE * 120), ONE, {}),
+        (with_alpha(np.where(ONE, BRUSH, NOISE), ONE * 255), ONE, {}),
+        (with_alpha(TWO, OPAQUE), TWO, {}),
+        (with_alpha(TWO, OPAQUE * 0), TWO, {}),
+        (with_alpha(np.where(TWO > 0, TWO, NOISE), (TWO > 0) * 255), TWO, {}),
+        (Image.merge("LA", [Image.new("L", (80, 60), 255), Image.fromarray(ONE * 255)]), ONE, {}),
+        (Image.merge("LA", [Image.new("L", (80, 60), 0), Image.fromarray(ONE * 255)]), ONE, {}),
+        (Image.fromarray(TWO), np.where(TWO == 1, 0, TWO) > 0, {"transparency": 1}),
+        (Image.fromarray(ONE * 255).convert("1"), ONE, {}),
+    ],
+    ids=[
+        "palette-white-first",
+        "palette-black-first",
+        "palette-of-colours",
+        "palette-identity",
+        "palette-white-everywhere",
+        "palette-transparent-white",
+        "palette-transparent-white-black-object",
+        "palette-one-colour-alphas",
+        "alpha-on-white",
+        "alpha-on-black",
+        "alpha-of-a-brush",
+        "alpha-of-a-half-transparent-brush",
+        "alpha-of-a-brush-over-hidden-noise",
+        "alpha-opaque",
+        "alpha-zero-everywhere",
+        "ids-over-hidden-noise",
+        "grey-alpha-white",
+        "grey-alpha-black",
+        "grey-with-a-transparent-value",
+        "one-bit",
+    ],
+)
+def test_palettes_and_transparency(tmp_path, picture, expected, options):
+    ids = read_ids(written(tmp_path / "mask.png", picture, **options))
+    if expected.max() > 1:
+        assert (ids == expected).all()
+    else:
+        assert ((ids > 0) == (expected > 0)).all()
+        assert len(np.unique(ids)) <= 2
+
+
+@pytest.mark.parametrize("premultiplied", [False, True])
+@pytest.mark.parametrize("white", [255, 90])
+def test_alpha_of_soft_brushes_is_cut_at_half(tmp_path, white, premultiplied):
+    alpha = soft(white)
+    colour = np.full((3, 100, 100), 220.0) * (alpha / 255 if premultiplied else 1)
+    path = written(
+        tmp_path / "mask.tif",
+        np.dstack([*colour, alpha]).astype(np.uint8),
+        photometric="rgb",
+        extrasamples=["assocalpha" if premultiplied else "unassalpha"],
+    )
+    if white == 255:  # else nothing is opaque, and of a TIFF the band is data
+        assert (read_ids(path) == (alpha > white / 2)).all()
+    png = written(tmp_path / "mask.png", np.dstack([np.full((100, 100, 3), 220, np.uint8), alpha]))
+    assert (read_ids(png) == (alpha > white / 2)).all()
+
+
+def test_opaque_colours_are_refused(tmp_path):
+    colours = np.where(TWO == 1, BRUSH, np.where(TWO == 2, BRUSH[::-1], 0))
+    for picture in (with_alpha(colours, OPAQUE), with_alpha(colours, (TWO > 0) * 255)):
+        with pytest.raises(ValueError, match=r"mask\.png: expected one value a pixel .* got colours"):
+            read_ids(written(tmp_path / "mask.png", picture))
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_greys_of_few_bits(tmp_path, bits):
+    path = tmp_path / "mask.png"
+    assert cv2.imwrite(str(path), TWO)
+    Image.fromarray(TWO).save(path, bits=bits)
+    ids = read_ids(path)
+    assert [int(one) for one in np.unique(ids)] == [0, 1, 2] or len(np.unique(ids)) == 3
+
+
+def test_16_bit_ids_in_three_equal_bands(tmp_path):
+    wide = TWO.astype(np.uint16) * 300
+    assert (read_ids(written(tmp_path / "mask.tif", np.dstack([wide] * 3), photometric="rgb")) == wide).all()
+
+
+def test_pages_turns_and_broken_files(tmp_path):
+    pages = tmp_path / "pages.tif"
+    Image.fromarray(TWO).save(pages, save_all=True, append_images=[Image.fromarray(ONE)])
+    ids, told = told_by(lambda: read_ids(pages))
+    assert (ids == TWO).all()
+    assert ["only the first" in one.reason for one in told] == [True]
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert (read_ids(written(tmp_path / "turned.png", TWO, exif=exif)) == np.rot90(TWO, -1)).all()
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    masks = MaskSet([tmp_path / "broken.png", tmp_path / "turned.png"])
+    assert masks.meaning == "instances"
+    with pytest.raises(ValueError, match=r"mask .*broken\.png"):
+        masks.read(tmp_path / "broken.png")
+
+
+def test_a_set_goes_to_another_process_and_an_unknown_meaning_is_refused(tmp_path):
+    paths = written_set(tmp_path, [grid(3), grid(9)])
+    masks = MaskSet(paths)
+    assert pickle.loads(pickle.dumps(masks)).meaning == masks.meaning == "instances"
+    with pytest.raises(ValueError, match="masks: expected one of auto, binary, instances, void, got 'ids'"):
+        MaskSet(paths, "ids")
+
+
+def test_a_mask_that_was_not_turned_with_its_picture_is_turned_along(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    shown = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+    lying = Image.fromarray(np.ascontiguousarray(np.rot90(shown)))
+    image = written(tmp_path / "image.png", lying, exif=exif)
+    mask = written(tmp_path / "mask.png", np.ascontiguousarray(np.rot90(TWO)))
+    (picture, ids), told = told_by(MaskedImage("set/a", image, mask).load)
+    assert (picture == shown).all()
+    assert (ids == TWO).all()
+    assert ["turned along" in one.reason for one in told] == [True]
+    with pytest.raises(ValueError, match=r"set/a: picture has size \(60, 80\), its mask \(60, 79\)"):
+        MaskedImage("set/a", image, written(mask, TWO[:, :79])).load()
+
+
+def test_digests_follow_bytes_and_meaning(tmp_path):
+    image = written(tmp_path / "image.png", np.zeros((60, 80, 3), np.uint8))
+    mask = written(tmp_path / "mask.png", TWO)
+    one = MaskedImage("set/a", image, mask)
+    picture_digest, digest = one.picture_digest(), one.digest()
+    assert len(picture_digest) == len(digest) == 64
+    assert MaskedImage("other/name", image, mask).digest() == digest
+    assert MaskedImage("set/a", image, mask, MaskSet([mask], "binary")).digest() != digest
+    written(mask, TWO.T.copy().T[::-1])
+    assert one.digest() != digest
+    assert one.picture_digest() == picture_digest
+    written(image, np.ones((60, 80, 3), np.uint8))
+    assert one.picture_digest() != picture_digest
