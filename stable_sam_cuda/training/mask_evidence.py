@@ -107,9 +107,9 @@ def verdict_of(evidence: Evidence) -> Verdict | None:
     solid = (inside >= 0.2 * pixels) & (smooth < 0.8 * outward)
     alone = (to_zero >= 0.8 * outward) & (outward > 0)
     low, high = values <= LOW * values[-1], values >= HIGH * values[-1]
-    # The noise of compression lies alone or in flat blocks, too, but hardly ever in so many squares.
+    # The noise of compression lies alone or in flat blocks, too, but hardly ever in squares, and most of it in neither.
     low_objects = low & (solid | alone & (2 * in_square >= pixels))
-    if pixels[low_objects].sum() < 0.5 * pixels[high].sum():
+    if 2 * low_objects.sum() < low.sum():
         low_objects[:] = False
     middle = ~low & ~high
     if middle.sum() < 0.1 * len(values):

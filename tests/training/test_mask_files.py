@@ -69,6 +69,15 @@ def test_as_many_objects_as_were_drawn(tmp_path, count, size):
     assert not told
 
 
+@pytest.mark.parametrize("values", [(3, 300), (1, 255), (7, 90), (1, 2), (128, 255), (254, 255, 1)], ids=str)
+def test_two_large_objects_of_any_ids_are_two(tmp_path, values):
+    mask = np.zeros((60, 60), np.uint16 if max(values) > 255 else np.uint8)
+    for index, value in enumerate(values):
+        mask[index * 20 : index * 20 + 18 - 5 * index, 5:50] = value
+    ids = read_ids(written(tmp_path / "mask.png", mask), "instances" if values == (1, 255) else "auto")
+    assert (ids == mask).all()
+
+
 SOFT = {
     "white-255": soft(255),
     "white-254": soft(254),
