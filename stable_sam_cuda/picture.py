@@ -23,6 +23,7 @@ import numpy as np
 from PIL import Image, ImageChops
 
 from stable_sam_cuda.notes import note, printable
+from stable_sam_cuda.picture_depth import white_of
 from stable_sam_cuda.picture_file import (
     MAX_ASPECT_RATIO,
     MAX_PIXELS,
@@ -34,7 +35,6 @@ from stable_sam_cuda.picture_file import (
     read_stored,
     stored_size,
     turn,
-    white_of,
 )
 
 __all__ = [

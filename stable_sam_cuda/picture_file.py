@@ -11,17 +11,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from stable_sam_cuda.notes import printable
+from stable_sam_cuda.picture_depth import is_deep, read_by_opencv, white_of
 from stable_sam_cuda.tiff_header import (
     DAMAGE,
     ORIENTATION,
     TiffFacts,
     facts_of_file,
-    forget_orientation,
     tiff_facts,
     unusable,
 )
@@ -31,9 +30,6 @@ MAX_PIXELS = 100_000_000
 
 # SAM scales the longer side to its input size; beyond this ratio the shorter side would be a few pixels.
 MAX_ASPECT_RATIO = 100
-
-# OpenCV reads from memory: more than `MAX_PIXELS` of 16 bits need.
-MAX_DEEP_BYTES = 1 << 30
 
 # Vector and container formats that start other programs, or that Pillow only has stubs for.
 REFUSED_FORMATS = {"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG", "FITS", "ICNS"}
@@ -230,7 +226,7 @@ def _exif_orientation(picture: Image.Image) -> tuple[int, list[str]]:
 
 
 def _read_opened(path: Path, picture: ImageFile.ImageFile, what: str) -> Stored:
-    form, size, deep = picture.format or "", picture.size, _is_deep(picture)
+    form, size, deep = picture.format or "", picture.size, is_deep(picture)
     key, facts, reasons = picture.info.get("transparency"), tiff_facts(picture), []
     if facts:
         deep = facts.bits > 8 and picture.mode in ("RGB", "RGBA", "CMYK")
@@ -251,7 +247,7 @@ def _read_opened(path: Path, picture: ImageFile.ImageFile, what: str) -> Stored:
     if deep and form in ("PNG", "TIFF", "PPM", "JPEG2000") and pixels.mode in ("RGB", "L"):
         is_grey = pixels.mode == "L" or (form == "PNG" and _first_bytes(path, 26)[25:] == b"\x04")
         del pixels, opacity
-        pixels, opacity = _read_by_opencv(path, size, what)
+        pixels, opacity = read_by_opencv(path, size)
         if opacity is None and isinstance(key, tuple):
             opacity = np.where((pixels != key).any(axis=2), 65535, 0).astype(np.uint16)
         pixels = turn(pixels[..., 0] if is_grey and pixels.ndim == 3 else pixels, turned_by)
@@ -268,38 +264,11 @@ def _read_opened(path: Path, picture: ImageFile.ImageFile, what: str) -> Stored:
     return Stored(pixels, opacity, premultiplied, form, lossy, turned_by, reasons)
 
 
-def white_of(values: np.ndarray) -> int:
-    """What white is among numbers of 16 bits: the most that 8, 10, 12, 14 or 16 bits hold, as the brightest needs."""
-    brightest = int(values.max())
-    return next((1 << bits) - 1 for bits in (8, 10, 12, 14, 16) if brightest < 1 << bits)
-
-
 def _looks_like_opacity(band: np.ndarray) -> bool:
     """Whether most of a band is fully opaque or fully transparent, and some of it opaque."""
     opaque = 255 if band.dtype == np.uint8 else white_of(band)
     count = int(np.count_nonzero(band == opaque))
     return count > 0 and 2 * (count + int(np.count_nonzero(band == 0))) > band.size
-
-
-def _is_deep(picture: ImageFile.ImageFile) -> bool:
-    """Whether Pillow would cut the colours of an opened picture to 8 bits."""
-    if picture.mode.startswith(("I", "F")) or not picture.tile:
-        return False
-    codec, args = picture.tile[0][0], picture.tile[0][3]
-    if picture.format == "JPEG2000":
-        # Behind the start of the codestream lies the size marker, with the first component's bits.
-        start = getattr(picture, "fp")  # noqa: B009
-        place = start.tell()
-        start.seek(0)
-        head = start.read(4096)
-        start.seek(place)
-        begin = head.find(b"\xff\x4f\xff\x51")
-        return begin >= 0 and len(head) > begin + 42 and (head[begin + 42] & 0x7F) + 1 > 14
-    if picture.format == "PPM":
-        # Pillow scales by the maximum that the file declares; below 15 bits that is what it holds.
-        declared = args[-1] if isinstance(args, tuple) else 0
-        return codec.startswith("ppm") and isinstance(declared, int) and declared > (1 << 14) - 1
-    return ";16" in str(args) or codec == "SGI16"
 
 
 def _first_bytes(path: Path, count: int) -> bytes:
@@ -357,30 +326,13 @@ def _shows_several(picture: Image.Image, form: str) -> bool:
         return False
 
 
-def _read_by_opencv(path: Path, size: tuple[int, int], what: str) -> tuple[np.ndarray, np.ndarray | None]:
-    """Pixels (H, W) or (H, W, 3) RGB in full depth, not turned, and the fourth band where there is one."""
-    if path.stat().st_size > MAX_DEEP_BYTES:
-        raise PictureError(
-            f"{what} {printable(path)}: expected at most {MAX_DEEP_BYTES:,} bytes of a picture of 16 bits or floats, "
-            f"got {path.stat().st_size:,}"
-        )
-    content = np.fromfile(path, np.uint8)
-    forget_orientation(content)
-    values = cv2.imdecode(content, cv2.IMREAD_UNCHANGED)
-    if values is None or values.shape[:2] != size[::-1] or values.dtype.kind not in "uf":
-        raise PictureError(f"{what} {printable(path)}: expected a picture that OpenCV reads, got one it refuses")
-    if values.ndim == 2 or values.shape[2] == 1:
-        return values.reshape(values.shape[:2]), None
-    return values[..., 2::-1], (values[..., 3] if values.shape[2] == 4 else None)
-
-
 def _read_unknown_tiff(path: Path, facts: TiffFacts, what: str) -> Stored:
     """A TIFF that Pillow does not know: floats, read by OpenCV; others are refused."""
     check_size(path, facts.size, what)
     usable = facts.floats and facts.bits in (32, 64) and facts.bands in (1, 3, 4) and not facts.by_band
     if not usable or facts.tile_pixels > MAX_PIXELS:
         raise PictureError(f"{what} {printable(path)}: {unusable(path, facts)}")
-    values, _ = _read_by_opencv(path, facts.size, what)
+    values, _ = read_by_opencv(path, facts.size)
     reasons = [BANDS_IGNORED] * (facts.bands == 4) + [FIRST_OF_SEVERAL] * facts.several
     turned = turn(values, facts.orientation)
     return Stored(turned, None, False, "TIFF", False, facts.orientation, reasons)

@@ -1,0 +1,57 @@
+"""Colours of more than 8 bits: which files have them, and their pixels, which Pillow would cut to the upper 8 bits."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import ImageFile
+
+from stable_sam_cuda.tiff_header import forget_orientation
+
+# OpenCV reads from memory: more than `MAX_PIXELS` of 16 bits need.
+MAX_DEEP_BYTES = 1 << 30
+
+
+def is_deep(picture: ImageFile.ImageFile) -> bool:
+    """Whether Pillow would cut the colours of an opened picture to 8 bits."""
+    if picture.mode.startswith(("I", "F")) or not picture.tile:
+        return False
+    codec, args = picture.tile[0][0], picture.tile[0][3]
+    if picture.format == "JPEG2000":
+        # Behind the start of the codestream lies the size marker, with the first component's bits.
+        start = getattr(picture, "fp")  # noqa: B009
+        place = start.tell()
+        start.seek(0)
+        head = start.read(4096)
+        start.seek(place)
+        begin = head.find(b"\xff\x4f\xff\x51")
+        return begin >= 0 and len(head) > begin + 42 and (head[begin + 42] & 0x7F) + 1 > 14
+    if picture.format == "PPM":
+        # Pillow scales by the maximum that the file declares; below 15 bits that is what it holds.
+        declared = args[-1] if isinstance(args, tuple) else 0
+        return codec.startswith("ppm") and isinstance(declared, int) and declared > (1 << 14) - 1
+    return ";16" in str(args) or codec == "SGI16"
+
+
+def white_of(values: np.ndarray) -> int:
+    """What white is among numbers of 16 bits: the most that 8, 10, 12, 14 or 16 bits hold, as the brightest needs."""
+    brightest = int(values.max())
+    return next((1 << bits) - 1 for bits in (8, 10, 12, 14, 16) if brightest < 1 << bits)
+
+
+def read_by_opencv(path: Path, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray | None]:
+    """Pixels (H, W) or (H, W, 3) RGB in full depth, not turned, and the fourth band where there is one.
+
+    Raises:
+        ValueError, cv2.error: the file is too large, or OpenCV cannot read it.
+    """
+    if path.stat().st_size > MAX_DEEP_BYTES:
+        raise ValueError(f"{path.stat().st_size:,} bytes, more than {MAX_DEEP_BYTES:,} for 16 bits or floats")
+    content = np.fromfile(path, np.uint8)
+    forget_orientation(content)
+    values = cv2.imdecode(content, cv2.IMREAD_UNCHANGED)
+    if values is None or values.shape[:2] != size[::-1] or values.dtype.kind not in "uf":
+        raise ValueError("colours of 16 bits or floats that OpenCV cannot read")
+    if values.ndim == 2 or values.shape[2] == 1:
+        return values.reshape(values.shape[:2]), None
+    return values[..., 2::-1], (values[..., 3] if values.shape[2] == 4 else None)
