@@ -87,9 +87,10 @@ def _shown(path: Path, stored: Stored) -> Image.Image:
             "if its colours are meant, save it without transparency"
         )
     if isinstance(stored.pixels, Image.Image):
-        picture = stored.pixels.convert("RGB")
+        picture = stored.pixels
     else:
-        picture = Image.fromarray(_to_8_bits(path, stored, reasons)).convert("RGB")
+        picture = Image.fromarray(_to_8_bits(path, stored, reasons))
+    picture = picture if picture.mode == "RGB" else picture.convert("RGB")
     if stored.opacity is not None:
         picture = _on_white(picture, _opacity_of_8_bits(stored.opacity), stored.premultiplied)
     for reason in reasons:

@@ -239,23 +239,22 @@ def _read_opened(path: Path, picture: ImageFile.ImageFile, what: str) -> Stored:
     picture.load()
     turned_by, more = (facts.orientation, []) if facts else _exif_orientation(picture)
     pixels: Image.Image | np.ndarray
-    pixels, opacity = _apart(picture)
-    if form != "TIFF" and turned_by in PILLOWS_TURNS:  # TIFFs are turned by Pillow
-        pixels = pixels.transpose(PILLOWS_TURNS[turned_by])
-        opacity = None if opacity is None else turn(opacity, turned_by)
-    reasons += [*more, *([FIRST_OF_SEVERAL] if _shows_several(picture, form) else [])]
-    if deep and form in ("PNG", "TIFF", "PPM", "JPEG2000") and pixels.mode in ("RGB", "L"):
-        is_grey = pixels.mode == "L" or (form == "PNG" and _first_bytes(path, 26)[25:] == b"\x04")
-        del pixels, opacity
+    if deep and form in ("PNG", "TIFF", "PPM", "JPEG2000") and picture.mode in ("RGB", "RGBA", "L"):
+        is_grey = picture.mode == "L" or (form == "PNG" and _first_bytes(path, 26)[25:] == b"\x04")
         pixels, opacity = read_by_opencv(path, size)
         if opacity is None and isinstance(key, tuple):
             opacity = np.where((pixels != key).any(axis=2), 65535, 0).astype(np.uint16)
         pixels = turn(pixels[..., 0] if is_grey and pixels.ndim == 3 else pixels, turned_by)
         opacity = None if opacity is None else turn(opacity, turned_by)
-    elif deep:
-        reasons.append(CUT_TO_8_BITS)
-    elif pixels.mode.startswith(("I", "F")):
-        pixels = np.asarray(pixels)
+    else:
+        pixels, opacity = _apart(picture)
+        if form != "TIFF" and turned_by in PILLOWS_TURNS:  # TIFFs are turned by Pillow
+            pixels = pixels.transpose(PILLOWS_TURNS[turned_by])
+            opacity = None if opacity is None else turn(opacity, turned_by)
+        reasons += [CUT_TO_8_BITS] if deep else []
+        if pixels.mode.startswith(("I", "F")):
+            pixels = np.asarray(pixels)
+    reasons += [*more, *([FIRST_OF_SEVERAL] if _shows_several(picture, form) else [])]
     if facts and opacity is not None and not (facts.extra[:1] in ((1,), (2,)) and _looks_like_opacity(opacity)):
         opacity = None
         reasons += [] if BANDS_IGNORED in reasons else [NO_OPACITY]
