@@ -1,5 +1,7 @@
 """The command line ``stable-sam``: one file a verb, one line here for each."""
 
+from collections.abc import Callable
+
 from stable_sam_cuda.cli.application import app
 from stable_sam_cuda.cli.automask import automask
 from stable_sam_cuda.cli.doctor import doctor
@@ -10,8 +12,12 @@ from stable_sam_cuda.cli.train import train
 
 __all__ = ["app"]
 
-app.command(cls=PromptCommand)(segment)
-app.command(cls=VerbCommand)(automask)
-app.command(cls=VerbCommand)(train)
-app.command(cls=VerbCommand)(evaluate)
-app.command(cls=VerbCommand)(doctor)
+
+def help_of(verb: Callable) -> str:
+    """Its docstring with a line a paragraph, so that the terminal's width alone breaks it."""
+    return "\n\n".join(" ".join(part.split()) for part in (verb.__doc__ or "").split("\n\n"))
+
+
+app.command(cls=PromptCommand, help=help_of(segment))(segment)
+for verb in (automask, train, evaluate, doctor):
+    app.command(cls=VerbCommand, help=help_of(verb))(verb)

@@ -1,6 +1,7 @@
 """The application itself: its name, its help, ``--version``, and how it ends."""
 
 import re
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Annotated, Any
 
@@ -9,6 +10,7 @@ from typer.core import TyperGroup
 
 from stable_sam_cuda.cli.console import say_error
 from stable_sam_cuda.cli.ending import end_by_exception
+from stable_sam_cuda.cli.options import TYPED_WORDS
 
 USAGE_ERROR = 2
 
@@ -19,16 +21,36 @@ UsageError: Any = typer.BadParameter.__bases__[0]
 def explain_usage(error: Any) -> str:
     """A wrong command line in one line: the option, what was expected, what came."""
     param, message = getattr(error, "param", None), error.message or ""
-    if isinstance(error, typer.BadParameter) and param is None and message:
+    if not isinstance(error, typer.BadParameter) or not message:
+        return error.format_message().rstrip(".")
+    if param is None:
         return message
-    name = "/".join(getattr(param, "opts", None) or [])
-    if kind := re.fullmatch(r"'?(.*?)'? is not a valid (.*?)\.?", message, re.DOTALL):
-        number = {"integer": "a whole number", "float": "a number"}.get(kind[2], f"a valid {kind[2]}")
-        return f"{name}: expected {number}, got {kind[1]!r}"
-    if kind := re.fullmatch(r"'?(.*?)'? is not in the range (.*?)\.?", message, re.DOTALL):
-        limits = re.sub(r"x>=(\S+?)", r"at least \1", kind[2])
-        return f"{name}: expected {limits}, got {kind[1]}"
-    return error.format_message().rstrip(".")
+    name = "/".join(param.opts)
+    expected = re.search(r"should be (.*?)(?:,|$)|is not (a valid .*?)\.?$|is not in the range (.*?)\.?$", message)
+    if expected is None:
+        return f"{name}: {message}"
+    wanted = next(filter(None, expected.groups()))
+    for typers, ours in (
+        ("a valid integer", "a whole number"),
+        ("a valid number", "a number"),
+        ("a valid float", "a number"),
+        ("greater than or equal to ", "at least "),
+        ("less than or equal to ", "at most "),
+        ("x>=", "at least "),
+    ):
+        wanted = wanted.replace(typers, ours)
+    return f"{name}: expected {wanted}, got {typed_value(param.opts, error.ctx)!r}"
+
+
+def typed_value(options: Sequence[str], ctx: Any) -> str:
+    """The last value of an option, as it was typed."""
+    words = (ctx.meta.get(TYPED_WORDS) if ctx else None) or []
+    value = ""
+    for place, word in enumerate(words):
+        option, equals, after = word.partition("=")
+        if option in options:
+            value = after if equals else "".join(words[place + 1 : place + 2])
+    return value
 
 
 class Application(TyperGroup):

@@ -86,7 +86,7 @@ def evaluate(
         if first:
             outputs = stack.enter_context(Outputs(out, overwrite=overwrite, keep=[data]))
             of_this = {"data": printable(data.absolute()), "prompts": kinds, "average_precision": average_precision}
-            report = outputs.claim("results", [".csv"], {"verb": "evaluate", **settings, **of_this}, ROOM)
+            report = outputs.claim("results", [".csv"], {"verb": "evaluate", **settings, **of_this}, ROOM, "settings")
         samples = choose_samples(data, split, (), limit, seed, layout, masks=masks, crowds=crowds)[::every]
         if average_precision:
             from stable_sam_cuda.evaluation.coco import check_precision, precision_by_kind

@@ -3,8 +3,6 @@
 import os
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-
 from stable_sam_cuda.cli.options import NO_PLUGIN
 from stable_sam_cuda.notes import printable
 from stable_sam_cuda.sam.base_models import BASE_MODELS
@@ -27,7 +25,7 @@ def check_model(model: str, checkpoint: Path | None) -> None:
 
 
 def check_plugin(model: str, plugin: str) -> None:
-    """Refuse a plugin that is not there, or whose file says that it is for another model.
+    """Refuse a plugin that is not there. Whether it fits the model is seen when both are loaded.
 
     Raises:
         ValueError, OSError: naming the option.
@@ -36,9 +34,6 @@ def check_plugin(model: str, plugin: str) -> None:
         return
     if plugin.endswith(PLUGIN_SUFFIX):
         _check_file("--plugin", Path(plugin), f"a {PLUGIN_SUFFIX} file")
-        trained_on = _base_model(plugin)
-        if trained_on not in ("", model):
-            raise ValueError(f"--plugin: expected one trained on {model}, got {printable(plugin)} for {trained_on}")
         return
     shipped = shipped_plugins()
     if (f"stable_{model}" if plugin == "auto" else plugin) not in shipped:
@@ -56,12 +51,3 @@ def _check_file(option: str, path: Path, what: str) -> None:
         raise FileNotFoundError(f"{option}: expected {what}, got {printable(path)}, which does not exist")
     if not os.access(path, os.R_OK):
         raise PermissionError(f"{option}: expected {what} that can be read, got {printable(path)}: permission denied")
-
-
-def _base_model(plugin: str) -> str:
-    """The base model that a plugin's file names; empty where it does not, or is none: that is told on loading."""
-    try:
-        with safe_open(plugin, framework="pt") as file:
-            return (file.metadata() or {}).get("base_model", "")
-    except (SafetensorError, OSError):
-        return ""

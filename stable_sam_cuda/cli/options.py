@@ -10,6 +10,7 @@ from typer import Context
 from typer.core import TyperCommand
 
 NO_PLUGIN = "none"
+TYPED_WORDS = "stable_sam_cuda.words"  # key of a context's meta
 
 
 def join_words(arguments: Sequence[str], number_counts: Mapping[str, int]) -> list[str]:
@@ -41,26 +42,34 @@ def join_words(arguments: Sequence[str], number_counts: Mapping[str, int]) -> li
 class VerbCommand(TyperCommand):
     """Command that takes no empty text where a name is expected, as an unset variable of a shell script gives it."""
 
+    number_counts: ClassVar[
+        Mapping[str, int]
+    ] = {}  # option -> how many numbers it takes; its parser tells what is wrong
+
     # Commands get typer's public Context; their base class declares its parent, which typer keeps private.
     def parse_args(self, ctx: Context, args: list[str]) -> list[str]:  # type: ignore[override]
-        may_be_empty = {one for param in self.params if param.default == "" for one in param.opts}
+        words = ctx.meta[TYPED_WORDS] = list(args)  # the parser uses args up
+        may_be_empty = set(self.number_counts) | {
+            one for param in self.params if param.default == "" for one in param.opts
+        }
         names = {one for param in self.params for one in param.opts if one.startswith("-")}
         before = ""
-        for argument in args:
+        for argument in words:
             if argument == "--":
                 break
             option, equals, value = argument.partition("=")
             if (equals and not value and option in names) or not argument:
                 option = option if equals else (before if before in names else "PHOTO")
                 if option not in may_be_empty:
-                    raise typer.BadParameter(f"{option}: expected a value, got an empty one")
+                    raise typer.BadParameter(f"{option}: expected a value, got an empty one", ctx)
             before = argument
         try:
             return super().parse_args(ctx, args)
         except typer.BadParameter.__bases__[0] as error:
             wrong = getattr(error, "option_name", None)
-            if wrong and any(os.path.exists(one) and one.startswith(wrong) for one in args):
-                raise typer.BadParameter(f"{wrong}: expected an option; a file of that name is ./{wrong}") from error
+            if wrong and any(os.path.exists(one) and one.startswith(wrong) for one in words):
+                message = f"{wrong}: expected an option; a file of that name is ./{wrong}"
+                raise typer.BadParameter(message, ctx) from error
             raise
 
 

@@ -85,12 +85,15 @@ class Outputs:
                     for path in self._made:
                         path.rmdir()
 
-    def claim(self, stem: str, suffixes: Sequence[str], source: dict[str, Any], room: int = 0) -> "Results":
+    def claim(
+        self, stem: str, suffixes: Sequence[str], source: dict[str, Any], room: int = 0, what: str = "photograph"
+    ) -> "Results":
         """Reserve the names ``stem`` + suffix, and ``stem.json`` for the record, before the work is done.
 
         Args:
             source: what the results are of. Earlier results of the same are replaced, as a whole; of another, refused.
             room: bytes that they need at least.
+            what: what the source is, for messages.
 
         Raises:
             FileExistsError: a name is taken by what is not this package's own, or by another part of the run.
@@ -112,7 +115,7 @@ class Outputs:
                 f"--out {printable(self.directory)}: expected about {room / 2**20:.1f} MiB of space, "
                 f"got {free / 2**20:.1f} MiB"
             )
-        return Results(self, stem, suffixes, source)
+        return Results(self, stem, suffixes, source, what)
 
     @property
     def staging(self) -> Path:
@@ -123,8 +126,13 @@ class Outputs:
 class Results:
     """One set of results: files, and the record that lists them. See `Outputs.claim`."""
 
-    def __init__(self, outputs: Outputs, stem: str, suffixes: Sequence[str], source: dict[str, Any]) -> None:
-        self.outputs, self.stem, self.source = outputs, stem, json.loads(json.dumps(source))  # as it is read again
+    def __init__(self, outputs: Outputs, stem: str, suffixes: Sequence[str], source: dict[str, Any], what: str) -> None:
+        self.outputs, self.stem, self.what, self.source = (
+            outputs,
+            stem,
+            what,
+            json.loads(json.dumps(source)),
+        )  # as it is read again
         self.names = [stem + suffix for suffix in suffixes]
         self.record_name = stem + SUFFIX
         self.removed: list[str] = []  # of earlier results that this set does not have
@@ -166,7 +174,7 @@ class Results:
         taken = [name for name, state in self._before.items() if state is not None and own.get(name) != state]
         if taken:
             raise FileExistsError(
-                f"{self._place}: expected no files but earlier results of the same, unchanged, got "
+                f"{self._place}: expected free names, or unchanged results of the same {self.what}, got "
                 f"{', '.join(map(printable, taken))} (--overwrite replaces them)"
             )
 

@@ -139,7 +139,7 @@ def look_at(photo: Path, prompts: Sequence[ObjectPrompt], outputs: Outputs, *, m
 def segment(
     photos: Annotated[
         list[Path],
-        typer.Argument(metavar="PHOTO...", help="Picture files of any usual kind; all get the same prompts."),
+        typer.Argument(metavar="PHOTO", help="Picture files of any usual kind; all get the same prompts."),
     ],
     box: Annotated[
         list[str] | None,

@@ -43,7 +43,10 @@ def train(
     amplitude: Annotated[str, typer.Option(help="Reading of the amplitude: conv, location or channel.")] = "conv",
     router_hidden: Annotated[int, typer.Option(help="Width of the router; 0: no router.")] = 32,
     blocks: Annotated[
-        int, typer.Option(help="How many of the decoder's last blocks share the plugin: 1, the paper's, or 2.", min=1)
+        int,
+        typer.Option(
+            help="How many of the decoder's last blocks share the plugin: 1, the paper's, or 2.", min=1, max=2
+        ),
     ] = 1,
     robust: Annotated[bool, typer.Option(help="RTS: all prompt kinds; without it, exact boxes only.")] = True,
     mix: Annotated[
@@ -72,6 +75,9 @@ def train(
     from stable_sam_cuda.training.dataset import choose_samples
     from stable_sam_cuda.training.method_file import method_file_name
     from stable_sam_cuda.training.run import TrainingRun, check_run, train_method
+
+    if tensorboard:
+        import stable_sam_cuda.training.scalars  # noqa: F401 (says at once that it needs a package)
 
     run = TrainingRun(
         method, epochs, images, objects, lr, max_offset, amplitude, router_hidden, robust, mix, occlusions,

@@ -263,3 +263,132 @@ def test_as_a_real_process(out: Path, checkpoint: Path, plugin: Path, photo: Pat
     assert bad.returncode == 2
     assert bad.stderr == "error: --box: expected finite numbers, got '1 2 inf 4'\n"
     assert bad.stdout == ""
+
+
+def run(*words: object) -> Result:
+    return CliRunner().invoke(app, ["segment", *map(str, words)], catch_exceptions=False)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, photo: Path) -> Path:
+    """Photographs of one name in several folders and formats, and of names that are no UTF-8."""
+    picture = Image.open(photo)
+    for name in ("a/cat.png", "b/cat.png", "a/dog.jpg", "a/Cat.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        picture.rotate(90 * len(list(tmp_path.rglob("*.*")))).save(tmp_path / name)
+    return tmp_path
+
+
+def test_several_photos_in_one_call(folder: Path, checkpoint: Path, plugin: Path, out: Path) -> None:
+    photos = [folder / "a/cat.png", folder / "a/dog.jpg"]
+    weights = ["--checkpoint", checkpoint, "--plugin", plugin]
+    result = run(*photos, *BOX, "--out", out, *weights)
+    assert result.exit_code == 0, result.output
+    assert {path.stem.split("_")[0] for path in out.iterdir()} == {"cat", "dog"}
+    alone = out.parent / "alone"
+    assert run(photos[1], *BOX, "--out", alone, *weights).exit_code == 0
+    for name in ("dog_mask.png", "dog_overlay.png"):
+        assert (out / name).read_bytes() == (alone / name).read_bytes(), "the first photograph changes the second"
+
+
+@pytest.mark.parametrize("other", ["b/cat.png", "a/Cat.jpg"], ids=["other_folder", "other_case"])
+def test_photos_of_one_name_are_refused_together_and_one_after_the_other(
+    folder: Path, checkpoint: Path, out: Path, other: str
+) -> None:
+    first, second = folder / "a/cat.png", folder / other
+    options = (*BOX, "--out", out, "--checkpoint", checkpoint, "--plugin", "none")
+    assert_refused(run(first, second, *options), "expected names of their own for each photograph, got")
+    assert not out.exists()
+    assert run(first, *options).exit_code == 0
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    if other == "b/cat.png":
+        assert_refused(run(second, *options), "got cat_mask.png, cat_overlay.png, cat.json (--overwrite replaces them)")
+        assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+        assert run(second, *options, "--overwrite").exit_code == 0
+        assert (out / "cat.json").read_bytes() != before["cat.json"]
+
+
+def test_a_photo_that_does_not_fit_is_named_among_several(folder: Path, checkpoint: Path, out: Path) -> None:
+    small = folder / "small.png"
+    Image.new("RGB", (10, 10)).save(small)
+    result = run(folder / "a/cat.png", small, *BOX, "--out", out, "--checkpoint", checkpoint, "--plugin", "none")
+    assert_refused(result, f"{small}: --box: expected a box that meets 0 <= X <= 10")
+    assert not out.exists()
+
+
+def test_masks_of_an_earlier_run_with_more_objects_go(segment: Segment, out: Path) -> None:
+    assert segment(*BOX, "--box", "100", "0", "200", "150").exit_code == 0
+    result = segment(*BOX)
+    assert names(out) == ["photo.json", "photo_mask.png", "photo_overlay.png"]
+    assert result.stderr.count("removed ") == 2 and "photo_mask_2.png, of an earlier run" in result.stderr
+
+
+def test_a_mask_edited_by_hand_is_kept(segment: Segment, out: Path) -> None:
+    assert segment(*BOX).exit_code == 0
+    Image.new("L", (200, 150)).save(out / "photo_mask.png")
+    before = (out / "photo_mask.png").read_bytes()
+    assert_refused(segment(*BOX), "got photo_mask.png (--overwrite replaces them)")
+    assert (out / "photo_mask.png").read_bytes() == before
+    assert segment(*BOX, "--overwrite").exit_code == 0
+    assert (out / "photo_mask.png").read_bytes() != before
+
+
+def test_results_never_replace_a_photo_of_the_run(segment: Segment, out: Path, photo: Path, checkpoint: Path) -> None:
+    assert segment(*BOX).exit_code == 0
+    options = (*BOX, "--out", out, "--checkpoint", checkpoint, "--plugin", "none", "--overwrite")
+    assert_refused(run(photo, out / "photo_mask.png", *options), "photo_mask.png is itself an input")
+
+
+@pytest.mark.parametrize("box_format", ["xyxy", "xywh"])
+def test_a_clipped_box_is_said(segment: Segment, out: Path, box_format: str) -> None:
+    numbers = "20,30,150,190" if box_format == "xyxy" else "20,30,130,160"
+    result = segment("--box", numbers, "--box-format", box_format)
+    assert result.exit_code == 0, result.output
+    assert "--box 20 30 150 190 is clipped to 20 30 150 150: the photo is 200 x 150" in result.stderr
+    assert json.loads((out / "photo.json").read_text())["objects"][0]["box"] == [20, 30, 150, 150]
+
+
+@pytest.mark.parametrize(
+    "name", [b"caf\xe9.png", b"a [red]b.png", b"line\nfeed.png"], ids=["latin_1", "markup", "feed"]
+)
+def test_odd_names(photo: Path, checkpoint: Path, tmp_path: Path, name: bytes) -> None:
+    odd, out = tmp_path / os.fsdecode(name), tmp_path / "out"
+    try:
+        odd.write_bytes(photo.read_bytes())
+    except OSError:
+        pytest.skip("this file system does not take the name")
+    options = (*BOX, "--out", out, "--checkpoint", checkpoint, "--plugin", "none")
+    for _ in range(2):
+        result = run(odd, *options)
+        assert result.exit_code == 0, result.output
+    stem = name.removesuffix(b".png")
+    assert sorted(map(os.fsencode, os.listdir(out))) == [
+        stem + end for end in (b".json", b"_mask.png", b"_overlay.png")
+    ]
+    record = json.loads((out / os.fsdecode(stem + b".json")).read_text(encoding="utf-8"))
+    assert record["photo"].isprintable() and record["files"].keys() == {
+        record["overlay"],
+        record["objects"][0]["masks"][0]["file"],
+    }
+    assert len(result.stdout.splitlines()) == 3
+    odd.write_bytes(b"no picture")
+    assert_refused(run(odd, *options), os.path.basename(record["photo"]))
+
+
+@pytest.mark.parametrize("target", ["closed", "full"])
+def test_output_that_nobody_takes_is_no_failure(target: str, photo: Path, checkpoint: Path, tmp_path: Path) -> None:
+    command = [str(Path(sys.executable).with_name("stable-sam")), "segment", str(photo), "--out", str(tmp_path / "out")]
+    command += ["--checkpoint", str(checkpoint), "--plugin", "none", *BOX]
+    if target == "full" and not Path("/dev/full").exists():
+        pytest.skip("needs /dev/full")
+    if target == "closed":
+        reading, writing = os.pipe()
+        os.close(reading)
+    else:
+        writing = os.open("/dev/full", os.O_WRONLY)
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert done.returncode == 0, done.stderr
+    assert names(tmp_path / "out") == ["photo.json", "photo_mask.png", "photo_overlay.png"]
+    full = "note: standard output: could not be written (No space left on device); the files are complete\n"
+    assert done.stderr == ("" if target == "closed" else full)

@@ -97,8 +97,13 @@ def test_pictures_count_by_the_mean_of_their_objects_and_sets_by_that_of_their_p
 
 @pytest.mark.parametrize(
     "kinds, draws, message",
-    [(["box"], 2, "prompts: expected some of gt_box"), (["gt_box"], 0, "draws: expected at least 1, got 0")],
-    ids=["unknown_kind", "no_draw"],
+    [
+        (["box"], 2, "prompts: expected some of gt_box"),
+        ([], 2, "prompts: expected some of gt_box.* got none"),
+        (["gt_box", "gt_box"], 2, "prompts: expected each kind once, got gt_box twice"),
+        (["gt_box"], 0, "draws: expected at least 1, got 0"),
+    ],
+    ids=["unknown_kind", "no_kind", "kind_twice", "no_draw"],
 )
 def test_bad_input_is_named(sam, kinds, draws, message):
     with pytest.raises(ValueError, match=message):

@@ -139,3 +139,13 @@ def test_folder_follows_the_environment(monkeypatch, tmp_path):
     monkeypatch.delenv("STABLE_SAM_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert checkpoint_folder() == tmp_path / ".cache" / "stable_sam_cuda"
+
+
+def test_without_a_home_directory_the_variable_is_named(monkeypatch):
+    def home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("STABLE_SAM_HOME", raising=False)
+    monkeypatch.setattr(download.Path, "home", home)
+    with pytest.raises(FileNotFoundError, match=r"checkpoint: expected a folder .* set STABLE_SAM_HOME to a folder"):
+        find_or_download("vit_b")
