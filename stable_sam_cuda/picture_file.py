@@ -241,6 +241,8 @@ def _read_opened(path: Path, picture: ImageFile.ImageFile, what: str) -> Stored:
     pixels: Image.Image | np.ndarray
     if deep and form in ("PNG", "TIFF", "PPM", "JPEG2000") and picture.mode in ("RGB", "RGBA", "L"):
         is_grey = picture.mode == "L" or (form == "PNG" and _first_bytes(path, 26)[25:] == b"\x04")
+        several = _shows_several(picture, form)
+        picture.im = Image.core.new("1", (1, 1))  # Pillow found no damage; its 8 bits need not stay in memory
         pixels, opacity = read_by_opencv(path, size)
         if opacity is None and isinstance(key, tuple):
             opacity = np.where((pixels != key).any(axis=2), 65535, 0).astype(np.uint16)
@@ -254,7 +256,8 @@ def _read_opened(path: Path, picture: ImageFile.ImageFile, what: str) -> Stored:
         reasons += [CUT_TO_8_BITS] if deep else []
         if pixels.mode.startswith(("I", "F")):
             pixels = np.asarray(pixels)
-    reasons += [*more, *([FIRST_OF_SEVERAL] if _shows_several(picture, form) else [])]
+        several = _shows_several(picture, form)
+    reasons += [*more, *([FIRST_OF_SEVERAL] if several else [])]
     if facts and opacity is not None and not (facts.extra[:1] in ((1,), (2,)) and _looks_like_opacity(opacity)):
         opacity = None
         reasons += [] if BANDS_IGNORED in reasons else [NO_OPACITY]
