@@ -10,12 +10,9 @@ from typer.core import TyperGroup
 
 from stable_sam_cuda.cli.console import say_error
 from stable_sam_cuda.cli.ending import end_by_exception
-from stable_sam_cuda.cli.options import TYPED_WORDS
+from stable_sam_cuda.cli.options import TYPED_WORDS, UsageError
 
 USAGE_ERROR = 2
-
-# typer brings its own copy of click, older ones use the package: this is the class of either.
-UsageError: Any = typer.BadParameter.__bases__[0]
 
 
 def explain_usage(error: Any) -> str:

@@ -1,6 +1,7 @@
 """What the command line says: results on stdout, everything else on stderr; plain lines, never folded or marked up."""
 
 import contextlib
+import io
 import os
 import sys
 
@@ -41,10 +42,10 @@ def write(*lines: str) -> None:
 
 def table_lines(table: Table) -> str:
     """A table as text; where stdout is no terminal as wide as it needs."""
-    console = Console(highlight=False, width=None if sys.stdout is not None and sys.stdout.isatty() else WIDE)
-    with console.capture() as capture:
-        console.print(table)
-    return "\n".join(line.rstrip() for line in capture.get().rstrip().splitlines())
+    terminal = sys.stdout is not None and sys.stdout.isatty()
+    text = io.StringIO()  # a capture of rich's would write to stdout, if only nothing
+    Console(file=text, highlight=False, force_terminal=terminal, width=None if terminal else WIDE).print(table)
+    return "\n".join(line.rstrip() for line in text.getvalue().rstrip().splitlines())
 
 
 def say_error(message: str) -> None:

@@ -3,13 +3,15 @@
 import os
 import re
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import typer
 from typer import Context
 from typer.core import TyperCommand
 
 NO_PLUGIN = "none"
+# typer brings its own copy of click, older ones use the package: this is the class of either.
+UsageError: Any = typer.BadParameter.__bases__[0]
 TYPED_WORDS = "stable_sam_cuda.words"  # key of a context's meta
 
 
@@ -65,7 +67,7 @@ class VerbCommand(TyperCommand):
             before = argument
         try:
             return super().parse_args(ctx, args)
-        except typer.BadParameter.__bases__[0] as error:
+        except UsageError as error:
             wrong = getattr(error, "option_name", None)
             if wrong and any(os.path.exists(one) and one.startswith(wrong) for one in words):
                 message = f"{wrong}: expected an option; a file of that name is ./{wrong}"

@@ -112,8 +112,8 @@ class Outputs:
         free = shutil.disk_usage(self.directory).free
         if free < room:
             raise OSError(
-                f"--out {printable(self.directory)}: expected about {room / 2**20:.1f} MiB of space, "
-                f"got {free / 2**20:.1f} MiB"
+                f"--out {printable(self.directory)}: expected about {room // 1024:,} KiB of space, "
+                f"got {free // 1024:,} KiB"
             )
         return Results(self, stem, suffixes, source, what)
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from stable_sam_cuda.cli.console import tell
+from stable_sam_cuda.cli.console import say_note, tell
 from stable_sam_cuda.cli.errors import explain_user_errors
 from stable_sam_cuda.cli.models import check_model
 from stable_sam_cuda.cli.samples import check_data, usable_samples
@@ -73,6 +73,7 @@ def train(
     from stable_sam_cuda.evaluation.sharding import own_device, process_group, rank
     from stable_sam_cuda.sam import load_sam
     from stable_sam_cuda.training.dataset import choose_samples
+    from stable_sam_cuda.training.interruption import Interrupted, Terminated
     from stable_sam_cuda.training.method_file import method_file_name
     from stable_sam_cuda.training.run import TrainingRun, check_run, train_method
 
@@ -93,11 +94,16 @@ def train(
         samples = choose_samples(data, split, excluded, limit, seed, layout, masks=masks, crowds=crowds)
         sam = load_sam(model, checkpoint=checkpoint, device=own)
         samples = usable_samples(samples, quiet=not first)
-        with progress_shown(quiet=not first) as progress:
-            train_method(
-                samples, sam, run, out, cache=cache, resume=resume, tensorboard=tensorboard, progress=progress,
-                provenance={"split": split, "exclude": exclude, "masks": masks, "crowds": crowds},
-            )  # fmt: skip
+        try:
+            with progress_shown(quiet=not first) as progress:
+                train_method(
+                    samples, sam, run, out, cache=cache, resume=resume, tensorboard=tensorboard, progress=progress,
+                    provenance={"split": split, "exclude": exclude, "masks": masks, "crowds": crowds},
+                )  # fmt: skip
+        except (Interrupted, Terminated) as ended:
+            if first:
+                say_note(f"interrupted; {printable(out)} has a checkpoint at step {ended.step}; --resume continues")
+            raise
         if first:
             what = "plugin" if method == "stable" else "weights"
             tell(f"{what}: {printable(out / method_file_name(method))}")

@@ -1,6 +1,8 @@
 """``stable-sam evaluate``: its results are kept, and are not put over those of other settings."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +11,10 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from stable_sam_cuda.cli import app
+from stable_sam_cuda.cli.console import table_lines
 from stable_sam_cuda.evaluation import report
 from stable_sam_cuda.evaluation.protocol import ObjectResult
+from stable_sam_cuda.notes import printable
 
 
 @pytest.fixture(scope="module")
@@ -18,11 +22,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A picture of a set whose name rich would take for markup, with a square on it; also as a COCO file."""
     root = tmp_path_factory.mktemp("data")
     for part in ("images", "masks"):
-        (root / "[red]squares[/x]" / part).mkdir(parents=True)
+        (root / "[red]squares" / part).mkdir(parents=True)
     mask = np.zeros((60, 80), np.uint8)
     mask[20:40, 20:60] = 255
-    Image.fromarray(mask).convert("RGB").save(root / "[red]squares[/x]" / "images" / "0.png")
-    Image.fromarray(mask).save(root / "[red]squares[/x]" / "masks" / "0.png")
+    Image.fromarray(mask).convert("RGB").save(root / "[red]squares" / "images" / "0.png")
+    Image.fromarray(mask).save(root / "[red]squares" / "masks" / "0.png")
     square = {"bbox": [20, 20, 40, 20], "segmentation": [[20, 20, 60, 20, 60, 40, 20, 40]], "category_id": 1}
     content = {
         "images": [{"id": 1, "file_name": "0.png", "height": 60, "width": 80}],
@@ -37,7 +41,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(data: Path, checkpoint: Path, tmp_path: Path):
-    def evaluate(*words: object, data: Path = data / "[red]squares[/x]", out: Path = tmp_path / "out") -> Result:
+    def evaluate(*words: object, data: Path = data / "[red]squares", out: Path = tmp_path / "out") -> Result:
         options = ("--checkpoint", checkpoint, "--plugin", "none", "--prompts", "gt_box", "--draws", 1)
         command = ["evaluate", "--data", data, "--out", out, *options, *words]
         return CliRunner().invoke(app, [str(word) for word in command], catch_exceptions=False)
@@ -53,7 +57,7 @@ def test_the_same_settings_replace_their_results_and_others_do_not(run, tmp_path
     out = tmp_path / "out"
     first = run()
     assert first.exit_code == 0, first.output
-    assert "[red]squares[/x]" in first.stdout
+    assert "[red]squares" in first.stdout
     assert first.stdout.splitlines()[-1] == f"results: {out / 'results.json'}"
     before = contents(out)
     assert set(before) == {"results.json", "results.csv"}
@@ -114,6 +118,30 @@ def test_average_precision_of_kinds_that_have_none_is_refused_at_once(run, data:
 @pytest.mark.parametrize("device", ["auto", "cpu"])
 def test_devices_as_in_the_other_verbs(run, device: str) -> None:
     assert run("--device", device).exit_code == 0
+
+
+@pytest.mark.parametrize("name", ["[/x]", "[red]a", "a\x1b[31m", "caf\udce9"], ids=ascii)
+def test_names_in_tables_are_text(name: str) -> None:
+    one = ObjectResult(name, f"{name}/0", 0, 0.1, "gt_box", 1, 0.5, 0.5, 1.0)
+    lines = table_lines(report.paper_table([one], f"plugin {name}"))
+    assert lines.count(printable(name)) == 2
+
+
+def test_a_wide_table_is_not_folded_where_there_is_no_terminal() -> None:
+    one = ObjectResult("s" * 300, "0", 0, 0.1, "gt_box", 1, 0.5, 0.5, 1.0)
+    assert "s" * 300 in table_lines(report.paper_table([one], "title"))
+
+
+def test_a_full_disk_under_the_output_costs_no_results(data: Path, checkpoint: Path, tmp_path: Path) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("needs /dev/full")
+    command = [str(Path(sys.executable).with_name("stable-sam")), "evaluate", "--data", str(data / "[red]squares")]
+    command += ["--out", str(tmp_path / "out"), "--checkpoint", str(checkpoint), "--plugin", "none"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([*command, "--draws", "1"], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith("note: standard output: could not be written (No space left on device)")
+    assert set(contents(tmp_path / "out")) == {"results.json", "results.csv"}
 
 
 def test_a_report_is_json_whatever_the_numbers_and_names(tmp_path: Path) -> None:

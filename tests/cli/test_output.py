@@ -278,5 +278,5 @@ def test_a_name_too_long_is_told_at_once(tmp_path: Path) -> None:
 
 
 def test_too_little_space_is_told_at_once(tmp_path: Path) -> None:
-    with Outputs(tmp_path) as outputs, pytest.raises(OSError, match=r"expected about .* MiB of space"):
+    with Outputs(tmp_path) as outputs, pytest.raises(OSError, match=r"expected about .* KiB of space"):
         outputs.claim("cat", [], SOURCE, room=2**70)
