@@ -124,6 +124,9 @@ def verdict_of(evidence: Evidence) -> Verdict | None:
         dark = len(values) >= MANY_SHADES and objects <= 0.1 and slope
         return Verdict(BINARY if dark else INSTANCES, not dark)
     if not counted.any():
+        # Ids that are close to each other: noise near white lies in it and at its rim, never by itself.
+        if (solid & alone)[high].sum() >= 2:
+            return Verdict(INSTANCES, True)
         bright = int((solid | alone)[high].sum())
         return Verdict(INSTANCES if bright > 2 and 2 * bright > high.sum() else BINARY, bright < 2)
     if objects >= 0.5:

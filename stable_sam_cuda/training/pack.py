@@ -23,7 +23,7 @@ import numpy as np
 from stable_sam_cuda.training.checkpoint import save_bytes
 from stable_sam_cuda.training.dataset import find_masked_images
 from stable_sam_cuda.training.pack_parts import read_parts, write_parts
-from stable_sam_cuda.training.samples import MATTE_VALUES, Sample
+from stable_sam_cuda.training.samples import Sample
 
 SPLITS = "splits.json"
 QUALITY = 80  # of JPEG: 0.03 MB a picture of 512 px
@@ -47,10 +47,9 @@ def shrunk(sample: Sample, size: int, quality: int = QUALITY) -> Packed:
         ValueError, OSError: the sample cannot be read, or its ids do not go into 8 bits.
     """
     image, ids = sample.load()
-    low, high = MATTE_VALUES
     found = np.unique(ids)
-    if found[-1] > 255 or (found[-1] == 255 and ((found >= low) & (found <= high)).any()):
-        raise ValueError(f"{sample.name}: expected ids up to 255, and none of {low} to {high} beside 255, got {found}")
+    if found[-1] > 255:
+        raise ValueError(f"{sample.name}: expected ids up to 255, got {found}")
     scale = min(1.0, size / max(ids.shape))
     if scale < 1:
         width, height = (max(1, round(side * scale)) for side in (ids.shape[1], ids.shape[0]))

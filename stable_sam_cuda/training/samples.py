@@ -12,9 +12,8 @@ from stable_sam_cuda.notes import note
 from stable_sam_cuda.training import mask_files
 from stable_sam_cuda.training.mask_files import MaskSet, read_ids
 
-__all__ = ["MATTE_VALUES", "MaskSet", "MaskedImage", "Sample", "digest_of_file", "read_ids", "set_of"]
+__all__ = ["MaskSet", "MaskedImage", "Sample", "digest_of_file", "read_ids", "set_of"]
 
-MATTE_VALUES = (128, 254)  # what packing refuses beside an id of 255
 TURNED = "the mask fits the picture as stored, so it is turned along with it, as the picture's EXIF data say"
 
 

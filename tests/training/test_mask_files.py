@@ -69,7 +69,11 @@ def test_as_many_objects_as_were_drawn(tmp_path, count, size):
     assert not told
 
 
-@pytest.mark.parametrize("values", [(3, 300), (1, 255), (7, 90), (1, 2), (128, 255), (254, 255, 1)], ids=str)
+@pytest.mark.parametrize(
+    "values",
+    [(3, 300), (1, 255), (7, 90), (1, 2), (128, 255), (254, 255, 1), (254, 255), (231, 236), (24001, 24002)],
+    ids=str,
+)
 def test_two_large_objects_of_any_ids_are_two(tmp_path, values):
     mask = np.zeros((60, 60), np.uint16 if max(values) > 255 else np.uint8)
     for index, value in enumerate(values):
