@@ -1,22 +1,101 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and folders that can take them."""
 
+import errno
+import glob
 import os
 import secrets
+import stat
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import BinaryIO
+
+from stable_sam_cuda.notes import printable
+
+NAME_BYTES = 200  # of the target's name in its partial file's: with what is added it stays below the usual 255
+WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # of a write, which knows no file's name
+
+
+class _Guard:
+    """Something that is collected when a writing is over, in whatever way it ended."""
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """A binary file to write; it becomes ``path`` when the block ends, and vanishes when the block raises."""
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+def atomic_write(path: Path, *, sync: bool = True) -> Iterator[BinaryIO]:
+    """A binary file to write; it becomes ``path`` when the block ends, and vanishes when the block raises.
+
+    Permissions are those that ``open`` gives: of the umask, or of the file that is replaced. A link stays, and the
+    file that it leads to is replaced. What is no regular file (``/dev/null``, a pipe) cannot be replaced: it is
+    written to.
+
+    Args:
+        sync: wait until the disk has it, so that a power failure leaves the old file or the new one. Without it, a
+            power failure may leave half a file: for what has a checksum and can be made again.
+
+    Raises:
+        OSError: the file cannot be written; where the disk is full, the error names ``path``.
+    """
+    if path.exists() and not path.is_file():
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        with open(path, "wb") as file:
+            yield file
+        return
+    target = Path(os.path.realpath(path))
+    if target.is_symlink():
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+    partial = target.with_name(f".{_shortened(target.name)}.{secrets.token_hex(4)}.part")
+    guard = _Guard()
+    # The net below `finally`, which a second Ctrl-C may break off.
+    net = weakref.finalize(guard, _remove, partial)
     try:
         with open(partial, "xb") as file:
+            if target.exists():
+                os.chmod(partial, stat.S_IMODE(target.stat().st_mode))
             yield file
             file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+            if sync:
+                os.fsync(file.fileno())
+        os.replace(partial, target)
+    except OSError as error:
+        if error.errno in WRITE_ERRORS and error.filename is None:
+            error.filename = str(path)
+        raise
     finally:
-        partial.unlink(missing_ok=True)
+        _remove(partial)
+        net.detach()
+
+
+def partial_files(path: Path) -> Iterator[Path]:
+    """What is being written to ``path`` now, or was when a process was killed."""
+    return path.parent.glob(f".{glob.escape(_shortened(path.name))}.*.part")
+
+
+def require_folder(name: str, folder: Path) -> None:
+    """Make a folder where it is missing, and see that it can be written.
+
+    Raises:
+        ValueError: it cannot be made or written; the message begins with ``name`` and says in which folder above it
+            the fault lies.
+    """
+    above = folder.absolute()
+    while not above.exists() and above != above.parent:
+        above = above.parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=folder).close()
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        if above != folder.absolute():
+            reason = f"it cannot be made in {printable(above)}: {reason}"
+        raise ValueError(f"{name}: expected a folder that can be written, got {printable(folder)}: {reason}") from error
+
+
+def _remove(path: Path) -> None:
+    path.unlink(missing_ok=True)
+
+
+def _shortened(name: str) -> str:
+    return os.fsdecode(os.fsencode(name)[:NAME_BYTES])

@@ -1,6 +1,7 @@
 """Augmented variants of pictures as samples: flip and large-scale jitter, always the same for the same name."""
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -29,6 +30,32 @@ class AugmentedImage:
         return f"{self.base.name}#{self.variant}-{hashlib.sha256(recipe.encode()).hexdigest()[:8]}"
 
     @property
+    def parts(self) -> tuple[Sample, ...]:
+        """The sample that it is made of."""
+        return (self.base,)
+
+    def picture_digest(self) -> str:
+        """SHA-256, in hexadecimal digits, of the recipe and of ``base``, whose objects choose the window too.
+
+        Raises:
+            ValueError, OSError: a file cannot be read.
+        """
+        return self.made_picture_digest([self.base.digest()])
+
+    def digest(self) -> str:
+        """The same: picture and objects are made together."""
+        return self.picture_digest()
+
+    def made_picture_digest(self, parts: Sequence[str]) -> str:
+        """`picture_digest`, where the digest of ``base`` is known. The variant is drawn by the name, so that counts."""
+        recipe = ("augmented", AUGMENTATION, SCALES, self.name, self.variant, self.size, self.seed, *parts)
+        return hashlib.sha256(repr(recipe).encode()).hexdigest()
+
+    def made_digest(self, parts: Sequence[str]) -> str:
+        """`digest`, where the digest of ``base`` is known."""
+        return self.made_picture_digest(parts)
+
+    @property
     def set_name(self) -> str:
         return self.base.set_name
 
@@ -38,7 +65,7 @@ class AugmentedImage:
         Raises:
             ValueError, OSError: as the loading of ``base``.
         """
-        rng = np.random.default_rng(int.from_bytes(hashlib.sha256(self.name.encode()).digest()[:8], "big"))
+        rng = np.random.default_rng(int.from_bytes(hashlib.sha256(os.fsencode(self.name)).digest()[:8], "big"))
         return augmented(*self.base.load(), self.size, rng, SCALES, recolour=False)
 
 

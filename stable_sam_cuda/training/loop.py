@@ -5,7 +5,6 @@ the step's number, so a run that was killed continues bit for bit, and processes
 (With a time budget the learning rate follows the clock, and two runs are no longer the same.)
 """
 
-import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -18,14 +17,25 @@ from segment_anything.modeling import Sam
 from torch import Tensor, distributed, nn
 
 from stable_sam_cuda.modules import DeformableSampler
+from stable_sam_cuda.notes import printable
 from stable_sam_cuda.sam.shared_decoder import SINGLE_MASK
 from stable_sam_cuda.training.decoding import decode_prompts
+from stable_sam_cuda.training.embeddings import fingerprint
+from stable_sam_cuda.training.interruption import Interruption
 from stable_sam_cuda.training.losses import mask_overlap, point_sampled_loss, whole_mask_loss
 from stable_sam_cuda.training.options import AMP_DTYPES, TrainingOptions
 from stable_sam_cuda.training.prefetch import prefetched
 from stable_sam_cuda.training.router_probe import RouterProbe
 from stable_sam_cuda.training.rts import draw_kind, draw_prompts, joined_prompts
-from stable_sam_cuda.training.run_state import CHECKPOINT, read_state, remove_partial, write_state
+from stable_sam_cuda.training.run_state import (
+    CHECKPOINT,
+    check_contents,
+    read_state,
+    remove_partial,
+    sample_contents,
+    whole_checkpoint,
+    write_state,
+)
 from stable_sam_cuda.training.schedule import cosine
 from stable_sam_cuda.training.seeds import seed_of
 from stable_sam_cuda.training.sources import Example, PictureSource
@@ -71,23 +81,33 @@ class PluginTrainer:
         self.optimizer = torch.optim.Adam(parameters.values(), lr=options.lr)
         self.scaler = torch.amp.GradScaler(sam.device.type, enabled=options.amp == "fp16")
         self.probe = RouterProbe(sam)
+        self._base: str | None = None
+        self._samples: dict[str, Any] | None = None
 
-    def run(self, progress: Callable[[StepRecord], None] = lambda record: None) -> None:
-        """Train to the end; ``progress`` hears of every step.
+    def run(
+        self,
+        progress: Callable[[StepRecord], None] = lambda record: None,
+        note: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        """Train to the end; ``progress`` hears of every step, ``note`` of an interruption.
 
-        Its record: step, loss, iou, seconds, lr, kinds (of each picture's prompts), and where there is a router
-        alpha_1, the mean of each kind.
+        A record: step, loss, iou, seconds, lr, kinds (of each picture's prompts), and where there is a router
+        alpha_1, the mean of each kind. A first SIGINT or SIGTERM lets the step end and writes a checkpoint; a second
+        one leaves at once.
 
         Raises:
             ValueError: no object is large enough, or the loss is no longer finite; the last checkpoint stays.
             OSError: a picture cannot be read or a checkpoint cannot be written; the last checkpoint stays.
+            Interrupted, Terminated: a signal came; ``step`` is that of the checkpoint.
         """
         self.out.mkdir(parents=True, exist_ok=True)
         if self.rank == 0:
             remove_partial(self.out)
+            self._sample_contents()
+            self._base_digest()
         self.sam.eval()
         clock = time.perf_counter()
-        with self.probe, closing(prefetched(self._examples())) as examples:
+        with Interruption() as interruption, self.probe, closing(prefetched(self._examples())) as examples:
             while not self.finished:
                 started = time.perf_counter()
                 record = self._train_step(examples)
@@ -98,8 +118,13 @@ class PluginTrainer:
                 clock = now
                 # Before it is saved: a log can drop what is newer than the checkpoint, but not know what it missed.
                 progress({"step": self.step, **record, "seconds": now - started})
-                if self.rank == 0 and self._checkpoint_is_due():
+                leaving = interruption.wanted()
+                if leaving:
+                    note(f"interrupted: checkpoint at step {self.step}")
+                if self.rank == 0 and (leaving or self._checkpoint_is_due()):
                     self.save_checkpoint()
+                if leaving:
+                    interruption.leave(self.step)
 
     @property
     def finished(self) -> bool:
@@ -246,7 +271,8 @@ class PluginTrainer:
         state = {
             "step": self.step,
             "minutes": self.minutes,
-            "pictures": self._digest(),
+            "samples": self._sample_contents(),
+            "base": self._base_digest(),
             "plugin": self._plugin(),
             "parameters": {name: parameter.detach() for name, parameter in self.parameters.items()},
             "optimizer": self.optimizer.state_dict(),
@@ -260,33 +286,51 @@ class PluginTrainer:
         """Continue from the folder's checkpoint, if it has one.
 
         Raises:
-            ValueError: the checkpoint is damaged, or of a run with other options, other pictures or another method.
+            ValueError: the checkpoint is damaged, or of a run with other options, pictures or objects of another
+                content, another base model or another method.
+            OSError: the checkpoint or a picture cannot be read.
         """
         if not (self.out / CHECKPOINT).is_file():
             return
         state = read_state(self.out, self.options)
-        if state["pictures"] != self._digest():
-            raise ValueError(f"out: the run in {self.out} trains on other pictures; choose an empty folder")
+        out = printable(self.out)
+        check_contents(self.out, state, self.source.samples, self.source.digests)
         now = self._plugin()
         if (then := state.get("plugin", now)) != now:
-            raise ValueError(f"out: expected the plugin of the run in {self.out}, {then}, got {now}")
-        if list(state["parameters"]) != list(self.parameters):
-            raise ValueError(f"out: the run in {self.out} trains other parameters; choose an empty folder")
-        with torch.no_grad():
+            raise ValueError(f"out: expected the plugin of the run in {out}, {then}, got {now}")
+        with whole_checkpoint(self.out):
+            names = list(state["parameters"])
+        if names != list(self.parameters):
+            raise ValueError(f"out: the run in {out} trains other parameters; choose an empty folder")
+        if "base" in state and state["base"] != self._base_digest():
+            raise ValueError(
+                f"out: the run in {out} trains another base model: its frozen weights differ; choose an empty folder"
+            )
+        with whole_checkpoint(self.out), torch.no_grad():
             for name, parameter in self.parameters.items():
+                if state["parameters"][name].shape != parameter.shape:
+                    raise ValueError(f"{name} has shape {tuple(state['parameters'][name].shape)}")
                 parameter.copy_(state["parameters"][name])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.scaler.is_enabled():
-            self.scaler.load_state_dict(state["scaler"])
-        self.updates = state["schedule"]["last_epoch"]
-        self.minutes = self.saved_minutes = state.get("minutes", 0.0)
-        self.step = state["step"]
+            self.optimizer.load_state_dict(state["optimizer"])
+            if self.scaler.is_enabled():
+                self.scaler.load_state_dict(state["scaler"])
+            self.updates = int(state["schedule"]["last_epoch"])
+            self.minutes = self.saved_minutes = float(state.get("minutes", 0.0))
+            self.step = int(state["step"])
 
     def _plugin(self) -> dict[str, int | float | str]:
         """What the plugin is beside its weights; empty for a method without one."""
         plugins = [module for module in self.sam.modules() if isinstance(module, DeformableSampler)]
         return plugins[0].config() if plugins else {}
 
-    def _digest(self) -> str:
-        """The pictures' names, in their order, as a digest."""
-        return hashlib.sha256("\n".join(sample.name for sample in self.source.samples).encode()).hexdigest()
+    def _base_digest(self) -> str:
+        """The weights that the run leaves as they are, as a digest."""
+        if self._base is None:
+            self._base = fingerprint(self.sam, without=list(self.parameters))
+        return self._base
+
+    def _sample_contents(self) -> dict[str, Any]:
+        """What the pictures and their objects were when the run began or went on."""
+        if self._samples is None:
+            self._samples = sample_contents(self.source.samples, self.source.digests)
+        return self._samples

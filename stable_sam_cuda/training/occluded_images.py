@@ -36,11 +36,40 @@ class OccludedImage:
     def name(self) -> str:
         """The picture's name with a digest of the recipe: pictures that differ have different names."""
         recipe = (SYNTHESIS, self.base.name, self.target, self.donor.name, self.donor_target, self.seed, self.hidden)
-        return f"{self.base.name}+{hashlib.sha256(repr(recipe).encode()).hexdigest()[:12]}"
+        return f"{self.base.name}+{_hashed(recipe)[:12]}"
 
     @property
     def set_name(self) -> str:
         return self.base.set_name
+
+    @property
+    def parts(self) -> tuple[Sample, ...]:
+        """The samples that it is made of."""
+        return self.base, self.donor
+
+    def picture_digest(self) -> str:
+        """SHA-256, in hexadecimal digits, of the recipe and of base and donor: their objects shape the picture too.
+
+        Raises:
+            ValueError, OSError: a file cannot be read.
+        """
+        return self.made_picture_digest([part.digest() for part in self.parts])
+
+    def digest(self) -> str:
+        """The same, and whether the hidden part belongs to the object.
+
+        Raises:
+            ValueError, OSError: a file cannot be read.
+        """
+        return self.made_digest([part.digest() for part in self.parts])
+
+    def made_picture_digest(self, parts: Sequence[str]) -> str:
+        """`picture_digest`, where the digests of base and donor are known."""
+        return _hashed(("occluded", SYNTHESIS, self.target, self.donor_target, self.seed, self.hidden, *parts))
+
+    def made_digest(self, parts: Sequence[str]) -> str:
+        """`digest`, where the digests of base and donor are known."""
+        return _hashed((self.made_picture_digest(parts), self.whole))
 
     def occlusion(self) -> tuple[Occlusion, np.ndarray]:
         """The occluded picture, and the target's whole mask (H, W) bool.
@@ -140,3 +169,7 @@ def _fill(cutout: Cutout) -> float:
 
 def _drawn(choices: list[int], rng: np.random.Generator) -> int | None:
     return int(rng.choice(choices)) if choices else None
+
+
+def _hashed(recipe: tuple[object, ...]) -> str:
+    return hashlib.sha256(repr(recipe).encode()).hexdigest()

@@ -1,9 +1,11 @@
 """One training run from pictures to weights: embeddings, occlusions, method, steps, file."""
 
+import errno
+import os
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -12,15 +14,18 @@ from torch import distributed, nn
 
 from stable_sam_cuda.modules import DeformableSampler
 from stable_sam_cuda.modules.validation import require_integer
+from stable_sam_cuda.notes import printable
+from stable_sam_cuda.sam.atomic_file import require_folder
 from stable_sam_cuda.training.augmented_images import augmented_images
-from stable_sam_cuda.training.embeddings import EmbeddingCache, JoinedEmbeddings
+from stable_sam_cuda.training.digests import Digests
+from stable_sam_cuda.training.embeddings import EmbeddingCache
 from stable_sam_cuda.training.loop import PluginTrainer, StepRecord
 from stable_sam_cuda.training.method_file import method_file_name, save_method
 from stable_sam_cuda.training.methods import ENCODER_METHODS, check_method, install_method
 from stable_sam_cuda.training.occluded_images import OccludedImage, occluded_images
 from stable_sam_cuda.training.options import TrainingOptions
 from stable_sam_cuda.training.rts import GOOD_BOX_ONLY, ROBUST, PromptMix
-from stable_sam_cuda.training.run_log import RunLog
+from stable_sam_cuda.training.run_log import LOG, RunLog
 from stable_sam_cuda.training.run_state import CHECKPOINT
 from stable_sam_cuda.training.samples import Sample
 from stable_sam_cuda.training.sources import CachedPictures, EncodedPictures, PictureSource
@@ -29,6 +34,7 @@ if TYPE_CHECKING:
     from stable_sam_cuda.training.scalars import Scalars
 
 SHOWN_OCCLUSIONS = 18
+OCCLUSIONS = "occlusions.png"
 OCCLUDED_MASKS = ("visible", "whole")
 RECORDED_WHERE_SET = ("mix", "accumulate", "together", "amp", "loss", "time_budget", "augment", "blocks")
 
@@ -112,14 +118,32 @@ class Silence:
         return
 
 
-def check_run(run: TrainingRun, out: Path, resume: bool, device: torch.device) -> None:
+def check_run(
+    run: TrainingRun,
+    out: Path,
+    resume: bool,
+    device: torch.device,
+    *,
+    overwrite: bool = False,
+    cache: Path | None = None,
+    tensorboard: bool = False,
+) -> None:
     """Tell what is wrong before pictures are read and a model is loaded.
 
+    Args:
+        overwrite: a run and its results in ``out`` may be replaced.
+        cache: as in `train_method`. A folder that is there may be read-only: it may hold all that is needed.
+
     Raises:
-        ValueError: ``out`` holds a run and ``resume`` is False, or cannot be written; an option is out of range.
+        ValueError: ``out`` holds a run and ``resume`` is False, or results that would be replaced; it or ``cache``
+            cannot be made or written; an option is out of range.
+        ModuleNotFoundError: ``tensorboard`` is asked for and not installed.
     """
-    if not resume and (out / CHECKPOINT).exists():
-        raise ValueError(f"out: expected an empty folder, got {out}, which holds a run (--resume continues it)")
+    if tensorboard:
+        _curves()
+    if resume and overwrite:
+        raise ValueError("overwrite: expected none with resume, which goes on with what is there")
+    _check_results(run, out, resume, overwrite)
     if run.occluded_masks not in OCCLUDED_MASKS:
         raise ValueError(f"occluded-masks: expected visible or whole, got {run.occluded_masks!r}")
     for name in ("occlusions", "augment"):
@@ -128,11 +152,48 @@ def check_run(run: TrainingRun, out: Path, resume: bool, device: torch.device) -
     check_method(run.method)
     require_integer("blocks", run.blocks, 1)
     run.options().check(device)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        TemporaryFile(dir=out).close()
-    except OSError as error:
-        raise ValueError(f"out: expected a folder that can be written, got {out}: {error.strerror}") from error
+    require_folder("out", out)
+    if cache is not None and run.method not in ENCODER_METHODS and not cache.is_dir():
+        require_folder("cache", cache)
+
+
+def _check_results(run: TrainingRun, out: Path, resume: bool, overwrite: bool) -> None:
+    """See that nothing is replaced that nobody said may be."""
+    if overwrite:
+        return
+    if os.path.lexists(out / CHECKPOINT):
+        if not resume:
+            raise ValueError(
+                f"out: expected an empty folder, got {printable(out)}, which holds a run (--resume continues it, "
+                "--overwrite replaces it)"
+            )
+        return
+    # A run that was killed before its first checkpoint leaves its log; to resume it is to begin it.
+    names = [method_file_name(run.method), *([] if resume else [LOG, OCCLUSIONS])]
+    if taken := [name for name in names if os.path.lexists(out / name)]:
+        raise ValueError(
+            f"out: expected a folder without results, got {printable(out)}, which holds {', '.join(taken)} and no "
+            f"{CHECKPOINT} (--overwrite replaces them)"
+        )
+
+
+def _remove_results(run: TrainingRun, out: Path) -> None:
+    """Take away what belongs to the run that is replaced: it would be taken for the new one's."""
+    for name in (CHECKPOINT, method_file_name(run.method), LOG):
+        (out / name).unlink(missing_ok=True)
+
+
+def _check_space(parameters: Mapping[str, nn.Parameter], out: Path) -> None:
+    """A checkpoint holds parameters and two moments of each, and the next one is written beside it.
+
+    Raises:
+        OSError: the disk is too small.
+    """
+    needed = 6 * sum(parameter.nbytes for parameter in parameters.values())
+    free = shutil.disk_usage(out).free
+    if needed > free:
+        reason = f"checkpoints take {needed / 2**30:.2f} GiB, {free / 2**30:.2f} are free"
+        raise OSError(errno.ENOSPC, f"No space left on device; {reason}", printable(out))
 
 
 def train_method(
@@ -143,6 +204,7 @@ def train_method(
     *,
     cache: Path | None = None,
     resume: bool = False,
+    overwrite: bool = False,
     tensorboard: bool = False,
     provenance: Mapping[str, Any] | None = None,
     progress: RunProgress | None = None,
@@ -156,6 +218,7 @@ def train_method(
         sam: a plain SAM; afterwards it holds the trained method.
         cache: folder of the image embeddings; default ``out / "embeddings"``. Not used by FT-SAM.
         resume: continue the run in ``out``, if there is one.
+        overwrite: replace the run and the results in ``out``, when the training itself begins.
         tensorboard: also write curves to ``out / "tensorboard"``.
         provenance: what the record is to say of the samples.
 
@@ -164,16 +227,22 @@ def train_method(
             and `PluginTrainer.run`.
         OSError: a picture cannot be read, or ``out`` or ``cache`` cannot be written.
         ModuleNotFoundError: ``tensorboard`` is not installed.
+        Interrupted, Terminated: SIGINT or SIGTERM came while it trained; ``step`` is that of the checkpoint.
     """
-    check_run(run, out, resume, sam.device)
+    check_run(run, out, resume, sam.device, overwrite=overwrite, cache=cache, tensorboard=tensorboard)
+    if distributed.is_initialized():
+        distributed.barrier()  # what the first process writes from here on would look like another run's results
     progress = progress or Silence()
     curves = _curves() if tensorboard else None
     first = not distributed.is_initialized() or distributed.get_rank() == 0
     parameters = _install(sam, run)
+    _check_space(parameters, out)
     source = _source(list(samples), sam, run, cache or out / "embeddings", out, first, progress)
     trainer = PluginTrainer(sam, parameters, source, out, run.options())
     if resume:
         trainer.resume()
+    if overwrite and first:
+        _remove_results(run, out)
     log = RunLog(out, trainer.step) if first else None
     scalars = curves(out, trainer.step) if curves and first else None
     seconds = None if run.time_budget is None else round(60 * run.time_budget)
@@ -187,12 +256,13 @@ def train_method(
         done = now
         if log:
             log.add(record)
-            progress.note(f"loss {log.loss:.3f}  IoU {log.iou:.3f}")
+            if log.loss is not None and log.iou is not None:
+                progress.note(f"loss {log.loss:.3f}  IoU {log.iou:.3f}")
         if scalars:
             scalars.add(record)
 
     try:
-        trainer.run(note)
+        trainer.run(note, progress.note)
     finally:
         if log:
             log.close()
@@ -203,7 +273,7 @@ def train_method(
         "epochs": run.epochs if seconds is None else round(trainer.step / trainer.steps_an_epoch, 2),
         "images": run.images, "objects": run.objects, "lr": run.lr, "robust": run.robust,
         "occlusions": run.occlusions, "occluded_masks": run.occluded_masks, **run.new_options(), "seed": run.seed,
-        "steps": trainer.step, "final_loss": round(log.loss, 4) if log else None,
+        "steps": trainer.step, "final_loss": round(log.loss, 4) if log and log.loss is not None else None,
         "minutes": round(trainer.minutes, 2),
     }  # fmt: skip
     if first:
@@ -221,24 +291,23 @@ def _source(
     samples: list[Sample], sam: Sam, run: TrainingRun, cache: Path, out: Path, first: bool, progress: RunProgress
 ) -> PictureSource:
     """The samples with what is made of them, encoded once, or in each step where the encoder learns."""
-    parts: list[tuple[Path, Sequence[Sample]]] = [(cache, samples)]
+    every: list[Sample] = [*samples]
     if run.augment:
-        variants = augmented_images(samples, run.augment, sam.image_encoder.img_size, run.seed)
-        parts.append((cache / f"augmented_{run.augment}_{run.seed}", variants))
+        every += augmented_images(samples, run.augment, sam.image_encoder.img_size, run.seed)
     if run.occlusions:
         progress.begin("occlusions", run.occlusions)
         whole = run.occluded_masks == "whole"
         hidden = occluded_images(samples, run.occlusions, run.seed, whole=whole, progress=progress.advance)
         if first:
             _show(hidden[:SHOWN_OCCLUSIONS], out)
-        parts.append((cache / f"occlusions_{run.occlusions}_{run.seed}", hidden))
+        every += hidden
+    digests = Digests()
     if run.method in ENCODER_METHODS:
-        return EncodedPictures(sam, [sample for _, part in parts for sample in part])
-    caches = [EmbeddingCache(folder, sam, part) for folder, part in parts]
-    progress.begin("embeddings", sum(len(part) for _, part in parts), sum(int(part.done.sum()) for part in caches))
-    for filled in caches:
-        filled.fill(progress.advance)
-    return CachedPictures(sam, JoinedEmbeddings(caches))
+        return EncodedPictures(sam, every, digests)
+    embeddings = EmbeddingCache(cache, sam, every, digests)
+    progress.begin("embeddings", len(every), int(embeddings.done.sum()))
+    embeddings.fill(progress.advance)
+    return CachedPictures(sam, embeddings)
 
 
 def _install(sam: Sam, run: TrainingRun) -> dict[str, nn.Parameter]:
@@ -266,4 +335,4 @@ def _show(samples: list[OccludedImage], out: Path) -> None:
             Tile(occlusion.image, masks, f"{occlusion.hidden:.0%} hidden"),
         ]
     out.mkdir(parents=True, exist_ok=True)
-    contact_sheet(tiles, columns=6).save(out / "occlusions.png")
+    contact_sheet(tiles, columns=6).save(out / OCCLUSIONS)

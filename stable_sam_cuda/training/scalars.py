@@ -1,5 +1,6 @@
 """A run's curves for TensorBoard."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,13 @@ class Scalars:
     def add(self, record: dict[str, Any]) -> None:
         """One step, or a validation after it; a step without an object has nothing to show."""
         loss = record.get("loss")
-        if loss == loss and loss is not None:
+        if loss is not None and math.isfinite(loss):
             for key, name in NAMES.items():
                 self.writer.add_scalar(name, record[key], record["step"])
         for group in ("alpha_1", "val"):
             for kind, value in record.get(group, {}).items():
-                self.writer.add_scalar(f"{group}/{kind}", value, record["step"])
+                if math.isfinite(value):
+                    self.writer.add_scalar(f"{group}/{kind}", value, record["step"])
 
     def close(self) -> None:
         """Write what is left."""

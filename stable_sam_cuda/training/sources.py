@@ -9,7 +9,8 @@ from segment_anything.modeling import Sam
 from torch import Tensor
 
 from stable_sam_cuda.training.dataset import fit_square, object_masks
-from stable_sam_cuda.training.embeddings import EmbeddingCache, JoinedEmbeddings
+from stable_sam_cuda.training.digests import Digests
+from stable_sam_cuda.training.embeddings import EmbeddingCache
 from stable_sam_cuda.training.samples import Sample
 
 
@@ -28,6 +29,7 @@ class PictureSource(Protocol):
     """Pictures by number; `example` may run in another thread than `embedding`."""
 
     samples: list[Sample]
+    digests: Digests  # of the samples, as far as they are known
 
     def example(self, index: int) -> Example:
         """Read one picture."""
@@ -39,8 +41,8 @@ class PictureSource(Protocol):
 class CachedPictures:
     """Embeddings that were computed before: the encoder stays as it is."""
 
-    def __init__(self, sam: Sam, cache: EmbeddingCache | JoinedEmbeddings) -> None:
-        self.sam, self.cache, self.samples = sam, cache, cache.samples
+    def __init__(self, sam: Sam, cache: EmbeddingCache) -> None:
+        self.sam, self.cache, self.samples, self.digests = sam, cache, cache.samples, cache.digests
 
     def example(self, index: int) -> Example:
         """Masks from disk, the embedding from the cache."""
@@ -55,8 +57,8 @@ class CachedPictures:
 class EncodedPictures:
     """Embeddings computed in each step, so that the encoder can learn."""
 
-    def __init__(self, sam: Sam, samples: list[Sample]) -> None:
-        self.sam, self.samples = sam, samples
+    def __init__(self, sam: Sam, samples: list[Sample], digests: Digests | None = None) -> None:
+        self.sam, self.samples, self.digests = sam, samples, digests or Digests()
 
     def example(self, index: int) -> Example:
         """Picture and masks from disk."""

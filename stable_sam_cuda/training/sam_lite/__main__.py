@@ -5,7 +5,8 @@
 Tight boxes with SAM's own small jitter and 1 to 10 points, as SAM itself was trained: its weakness against
 sloppy prompts is the model's own. The schedule is a cosine over the time budget, so a run ends when it was
 told to, whatever the machine; ``--init`` starts from another run's weights (say at a larger image size), ``--resume``
-continues the run in RUN from its last checkpoint over the time that is left, also on another machine.
+continues the run in RUN from its last checkpoint over the time that is left, also on another machine. Ctrl-C and
+SIGTERM end it behind a checkpoint; a second one at once.
 Under ``torchrun`` each process draws ``--batch`` pictures of its own, and weights are averaged every 16 steps: on two
 CPU cores, with a thread a process, that makes more of the time than averaged gradients or two threads.
 """
@@ -18,6 +19,7 @@ import torch
 
 from stable_sam_cuda.cli.machine import pick_device
 from stable_sam_cuda.evaluation.sharding import own_device, process_group
+from stable_sam_cuda.training.interruption import Interrupted, Terminated
 from stable_sam_cuda.training.sam_lite.loop import train
 from stable_sam_cuda.training.sam_lite.options import Recipe, Settings
 
@@ -46,6 +48,7 @@ def command_line() -> argparse.ArgumentParser:
     parser.add_argument("--workers", type=int, help="processes that draw pictures; 0: a thread")
     parser.add_argument("--tensorboard", action="store_true", help="curves in OUT/tensorboard")
     parser.add_argument("--resume", action="store_true", help="continue the run in OUT, or begin it")
+    parser.add_argument("--overwrite", action="store_true", help="replace the run in OUT")
     parser.add_argument("--seed", type=int)
     defaults = {one.name: one.default for kind in (Recipe, Settings) for one in fields(kind)}
     names = {action.dest for action in parser._actions}
@@ -66,6 +69,10 @@ def main() -> None:
             train(Settings(**values, recipe=recipe), device)
     except (ValueError, OSError, ImportError) as error:
         parser.exit(2, f"error: {error}\n")
+    except Interrupted as error:
+        parser.exit(130, f"checkpoint at step {error.step}; --resume continues\n")
+    except Terminated as error:
+        parser.exit(143, f"checkpoint at step {error.step}; --resume continues\n")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Pictures and objects of a training step, drawn in this process or by several others."""
 
+import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -130,5 +131,10 @@ def batches_of(stream: BatchStream, workers: int, pinned: bool = False) -> Itera
 
 
 def _one_thread(worker: int) -> None:
-    """OpenCV's own threads would fight for the cores that the other workers have."""
+    """OpenCV's own threads would fight for the cores that the other workers have.
+
+    Ctrl-C is for the process that trains: it still finishes its step. SIGTERM is how that one ends its workers.
+    """
     cv2.setNumThreads(0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

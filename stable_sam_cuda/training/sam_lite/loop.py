@@ -1,30 +1,45 @@
 """The steps of a run: a cosine over a time budget, averaged weights, checkpoints."""
 
-import json
 import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from segment_anything.modeling import Sam
 from torch import distributed
 
 from stable_sam_cuda.evaluation.sharding import rank
+from stable_sam_cuda.notes import printable
+from stable_sam_cuda.sam.atomic_file import require_folder
 from stable_sam_cuda.sam.lite import new_sam_lite
 from stable_sam_cuda.training.checkpoint import save_bytes, save_weights
 from stable_sam_cuda.training.dataset import find_masked_images
-from stable_sam_cuda.training.run_log import drop_newer
-from stable_sam_cuda.training.run_state import CHECKPOINT, read_state, remove_partial, write_state
+from stable_sam_cuda.training.digests import Digests
+from stable_sam_cuda.training.interruption import Interruption
+from stable_sam_cuda.training.run_log import LOG, drop_newer, json_line
+from stable_sam_cuda.training.run_state import (
+    CHECKPOINT,
+    check_contents,
+    read_state,
+    remove_partial,
+    sample_contents,
+    whole_checkpoint,
+    write_state,
+)
 from stable_sam_cuda.training.sam_lite.batches import Batch, BatchStream, Drawing, batches_of
 from stable_sam_cuda.training.sam_lite.local_sgd import STEPS_APART, at_meeting, average_weights, shared_minutes
 from stable_sam_cuda.training.sam_lite.loss import training_step, validate
 from stable_sam_cuda.training.sam_lite.options import Settings
 from stable_sam_cuda.training.sam_lite.start import starting_model
-from stable_sam_cuda.training.samples import Sample
+from stable_sam_cuda.training.samples import Sample, digest_of_file
 from stable_sam_cuda.training.schedule import cosine
 from stable_sam_cuda.training.seeds import seed_of
+
+if TYPE_CHECKING:
+    from stable_sam_cuda.training.scalars import Scalars
 
 WEIGHTS = "sam_lite.safetensors"
 RUN_RECORD = "run.json"
@@ -50,6 +65,9 @@ class LiteTrainer:
         groups = [{"params": backbone, "scale": BACKBONE_RATE}, {"params": others, "scale": 1.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=recipe.lr, weight_decay=0.01)
         self.step, self.minutes = 0, 0.0
+        self.digests = Digests()
+        self._samples: dict[str, Any] | None = None
+        self.init = digest_of_file(settings.init) if settings.init else None  # of the weights that the run began with
         self.loss: float | None = None  # running means, None before the first step
         self.overlap: float | None = None
 
@@ -59,7 +77,10 @@ class LiteTrainer:
         Raises:
             ValueError: the loss is no longer finite; the last checkpoint stays.
             OSError: a picture cannot be read, or a file cannot be written; the last checkpoint stays.
+            Interrupted, Terminated: SIGINT or SIGTERM came; ``step`` is that of the checkpoint.
         """
+        if rank() == 0:
+            self._sample_contents()
         settings, recipe = self.settings, self.settings.recipe
         seed = self._seed()
         drawing = Drawing(recipe.image_size, recipe.batch, recipe.objects, recipe.copy_paste)
@@ -67,13 +88,17 @@ class LiteTrainer:
         generator = torch.Generator().manual_seed(seed)
         first_step, before, start = self.step, self.minutes, time.monotonic()
         saved, next_validation = self.minutes, self._next_validation()
-        with batches_of(stream, settings.workers, pinned=self.sam.device.type == "cuda") as batches:
+        pinned, leaving = self.sam.device.type == "cuda", False
+        with Interruption() as interruption, batches_of(stream, settings.workers, pinned) as batches:
             for batch in batches:
                 self.minutes = shared_minutes(before + (time.monotonic() - start) / 60, self.step)
                 if self.step > first_step and at_meeting(self.step):
                     if rank() == 0 and self.minutes - saved >= settings.checkpoint_minutes:
                         self.save()
                         saved = self.minutes
+                    leaving = interruption.wanted()
+                    if leaving:
+                        break
                     if settings.pause_after is not None and self.minutes - before >= settings.pause_after:
                         break
                 if self.finished:
@@ -93,6 +118,8 @@ class LiteTrainer:
         if rank() == 0:
             self.save()
             self.save_weights()
+        if leaving:
+            interruption.leave(self.step)
         return self.finished
 
     @property
@@ -141,6 +168,8 @@ class LiteTrainer:
             "model": self.sam.state_dict(),
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "samples": self._sample_contents(),
+            "init": self.init,
             "running": {"loss": self.loss, "overlap": self.overlap},
         }
         write_state(self.settings.out, self.settings.recipe, state)
@@ -149,16 +178,32 @@ class LiteTrainer:
         """Continue from the checkpoint in OUT, if there is one; each process of several from process 0's.
 
         Raises:
-            ValueError: the checkpoint is damaged, or of a run with another recipe.
+            ValueError: the checkpoint is damaged, or of a run with another recipe, with pictures or objects of
+                another content, or, where ``init`` is given, of a run that began with other weights.
+            OSError: the checkpoint or a picture cannot be read.
         """
         if not (self.settings.out / CHECKPOINT).is_file():
             return
         state = read_state(self.settings.out, self.settings.recipe)
-        self.sam.load_state_dict(state["model"])
-        self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.minutes = state["step"], state["minutes"]
-        self.loss, self.overlap = state["running"]["loss"], state["running"]["overlap"]
+        check_contents(self.settings.out, state, self.samples, self.digests)
+        if self.init is not None and "init" in state and state["init"] != self.init:
+            raise ValueError(
+                f"init: expected the weights that the run in {printable(self.settings.out)} began with, or none, got "
+                f"{printable(self.settings.init or '')}"
+            )
+        with whole_checkpoint(self.settings.out):
+            self.sam.load_state_dict(state["model"])
+            self.average.load_state_dict(state["average"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.step, self.minutes = int(state["step"]), float(state["minutes"])
+            self.loss, self.overlap = state["running"]["loss"], state["running"]["overlap"]
+        self.init = state.get("init", self.init)
+
+    def _sample_contents(self) -> dict[str, Any]:
+        """What the pictures and their objects were when the run began or went on."""
+        if self._samples is None:
+            self._samples = sample_contents(self.samples, self.digests)
+        return self._samples
 
     def save_weights(self) -> None:
         """The averaged weights in OUT/sam_lite.safetensors."""
@@ -179,8 +224,12 @@ def train(settings: Settings, device: torch.device) -> None:
     """
     settings.check()
     recipe, out = settings.recipe, settings.out
-    if not settings.resume and (out / CHECKPOINT).exists():
-        raise ValueError(f"out: expected a folder without a run, got {out}, which holds one (--resume continues it)")
+    if settings.tensorboard:
+        _scalars()
+    _check_results(settings)
+    require_folder("out", out)
+    if distributed.is_initialized():
+        distributed.barrier()  # what the first process writes from here on would look like another run's results
     torch.manual_seed(recipe.seed)
     samples, validation = (find_masked_images(settings.data, split) for split in ("train", "val"))
     if len(samples) < recipe.batch:
@@ -190,7 +239,6 @@ def train(settings: Settings, device: torch.device) -> None:
     else:
         sam = starting_model(recipe.variant, recipe.image_size, settings.init)
     trainer = LiteTrainer(sam.to(device), samples, validation, settings)
-    out.mkdir(parents=True, exist_ok=True)
     if settings.resume:
         trainer.resume()
     if rank() != 0:
@@ -198,13 +246,17 @@ def train(settings: Settings, device: torch.device) -> None:
         return
     remove_partial(out)
     (out / RUN_RECORD).unlink(missing_ok=True)  # of a run that now goes on for longer
-    drop_newer(out / "log.jsonl", trainer.step)
+    if settings.overwrite:
+        for name in (CHECKPOINT, WEIGHTS, LOG):
+            (out / name).unlink(missing_ok=True)
+    drop_newer(out / LOG, trainer.step)
     curves = _curves(settings, trainer.step)
-    with (out / "log.jsonl").open("a") as log:
+    with (out / LOG).open("a", encoding="utf-8") as log:
 
         def report(record: dict[str, Any]) -> None:
-            print(json.dumps(record), file=log, flush=True)
-            print(json.dumps(record), flush=True)
+            line = json_line(record)
+            print(line, file=log, flush=True)
+            print(line, flush=True)
             if curves:
                 curves.add(record)
 
@@ -215,7 +267,7 @@ def train(settings: Settings, device: torch.device) -> None:
             processes = distributed.get_world_size() if distributed.is_initialized() else 1
             asked = {key: value for key, value in vars(settings).items() if key != "recipe"} | asdict(recipe)
             run = {**asked, "processes": processes, **record}
-            save_bytes(out / RUN_RECORD, json.dumps(run, default=str, indent=2).encode())
+            save_bytes(out / RUN_RECORD, json_line(run, default=str, indent=2).encode())
         report(record if finished else {"step": trainer.step, "minutes": trainer.minutes, "paused": True})
     if curves:
         curves.close()
@@ -224,6 +276,30 @@ def train(settings: Settings, device: torch.device) -> None:
 def _curves(settings: Settings, step: int) -> Any:
     if not settings.tensorboard:
         return None
+    return _scalars()(settings.out, step)
+
+
+def _scalars() -> "type[Scalars]":
     from stable_sam_cuda.training.scalars import Scalars
 
-    return Scalars(settings.out, step)
+    return Scalars
+
+
+def _check_results(settings: Settings) -> None:
+    """See that nothing is replaced that nobody said may be."""
+    out = settings.out
+    if settings.overwrite:
+        return
+    if os.path.lexists(out / CHECKPOINT):
+        if not settings.resume:
+            raise ValueError(
+                f"out: expected a folder without a run, got {printable(out)}, which holds one (--resume continues it, "
+                "--overwrite replaces it)"
+            )
+        return
+    names = [WEIGHTS, RUN_RECORD, *([] if settings.resume else [LOG])]
+    if taken := [name for name in names if os.path.lexists(out / name)]:
+        raise ValueError(
+            f"out: expected a folder without results, got {printable(out)}, which holds {', '.join(taken)} and no "
+            f"{CHECKPOINT} (--overwrite replaces them)"
+        )

@@ -1,5 +1,7 @@
 """Loss of a training step, and the figures of a validation."""
 
+import math
+
 import numpy as np
 import torch
 from segment_anything.modeling import Sam
@@ -66,4 +68,4 @@ def validate(sam: Sam, samples: list[Sample], size: int) -> dict[str, float]:
             logits, _ = decode_prompts(sam, embeddings, prompts, SINGLE_MASK)
             logits = torch.nn.functional.interpolate(logits, size=(size, size), mode="bilinear")
             totals[name].append(mask_overlap(logits, batch.masks[:, None].float()).mean().item())
-    return {name: float(np.mean(values)) for name, values in totals.items()}
+    return {name: float(np.mean(values)) if values else math.nan for name, values in totals.items()}

@@ -37,6 +37,7 @@ class Settings:
             writes a checkpoint and ends. steps: stop after so many, if the time has not run out before.
         workers: processes that draw batches; 0 for a thread.
         half: encoder and decoder in bfloat16 (autocast), not the loss.
+        overwrite: a run and its results in ``out`` may be replaced.
     """
 
     data: Path
@@ -53,6 +54,7 @@ class Settings:
     half: bool = False
     tensorboard: bool = False
     resume: bool = False
+    overwrite: bool = False
 
     def check(self) -> None:
         """
@@ -60,6 +62,8 @@ class Settings:
             ValueError: an option is out of range.
         """
         recipe = self.recipe
+        if self.resume and self.overwrite:
+            raise ValueError("overwrite: expected none with resume, which goes on with what is there")
         if recipe.variant not in REPEATS:
             raise ValueError(f"variant: expected one of {', '.join(REPEATS)}, got {recipe.variant!r}")
         if recipe.image_size < 64 or recipe.image_size % 32:
