@@ -40,9 +40,7 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(help="So many pictures only, drawn with the seed.", min=1)] = None,
     average_precision: Annotated[
         bool,
-        typer.Option(
-            "--average-precision", help="Also COCO's mAP, for gt_box, box_50_60 and box_60_70; DATA is a COCO file."
-        ),
+        typer.Option(help="Also COCO's mAP, for gt_box, box_50_60 and box_60_70; DATA is a COCO file."),
     ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the results of an evaluation with other settings.")

@@ -61,6 +61,7 @@ def train(
     checkpoint_every: Annotated[int, typer.Option(help="Steps from one checkpoint to the next.", min=1)] = 50,
     tensorboard: Annotated[bool, typer.Option(help="Curves in OUT/tensorboard.")] = False,
     resume: Annotated[bool, typer.Option(help="Continue the run in OUT.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run and the results in OUT.")] = False,
     seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "cpu",
 ) -> None:
@@ -77,9 +78,6 @@ def train(
     from stable_sam_cuda.training.method_file import method_file_name
     from stable_sam_cuda.training.run import TrainingRun, check_run, train_method
 
-    if tensorboard:
-        import stable_sam_cuda.training.scalars  # noqa: F401 (says at once that it needs a package)
-
     run = TrainingRun(
         method, epochs, images, objects, lr, max_offset, amplitude, router_hidden, robust, mix, occlusions,
         occluded_masks, augment, accumulate, together, amp, loss, time_budget, checkpoint_every, seed, blocks,
@@ -89,7 +87,7 @@ def train(
         own = pick_device(own_device(device))
         if own.index is not None:
             torch.cuda.set_device(own)
-        check_run(run, out, resume, own)
+        check_run(run, out, resume, own, overwrite=overwrite, cache=cache, tensorboard=tensorboard)
         excluded = [name for name in exclude.split(",") if name]
         samples = choose_samples(data, split, excluded, limit, seed, layout, masks=masks, crowds=crowds)
         sam = load_sam(model, checkpoint=checkpoint, device=own)
@@ -97,7 +95,8 @@ def train(
         try:
             with progress_shown(quiet=not first) as progress:
                 train_method(
-                    samples, sam, run, out, cache=cache, resume=resume, tensorboard=tensorboard, progress=progress,
+                    samples, sam, run, out, cache=cache, resume=resume, overwrite=overwrite, tensorboard=tensorboard,
+                    progress=progress,
                     provenance={"split": split, "exclude": exclude, "masks": masks, "crowds": crowds},
                 )  # fmt: skip
         except (Interrupted, Terminated) as ended:

@@ -11,6 +11,7 @@ from safetensors import safe_open
 from typer.testing import CliRunner, Result
 
 from stable_sam_cuda.cli import app
+from stable_sam_cuda.training.interruption import Interrupted, Terminated
 
 
 @pytest.fixture(scope="module")
@@ -135,3 +136,33 @@ def test_missing_tensorboard_is_said_before_anything_is_done(
     assert "--tensorboard needs TensorBoard: " in result.output and "pip install" in result.output
     assert "skipped" not in result.output
     assert not (tmp_path / "embeddings").exists()
+
+
+def test_a_run_is_replaced_when_told_so(data: Path, checkpoint: Path, tmp_path: Path) -> None:
+    words = ("train", "--data", data, "--out", tmp_path, "--checkpoint", checkpoint, "--images", 6)
+    assert run(*words).exit_code == 0
+    before = (tmp_path / "plugin.safetensors").read_bytes()
+    refused = run(*words, "--seed", 1)
+    assert (refused.exit_code, refused.stderr.startswith("error: --out: expected")) == (2, True)
+    assert (tmp_path / "plugin.safetensors").read_bytes() == before
+    result = run(*words, "--seed", 1, "--overwrite")
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "plugin.safetensors").read_bytes() != before
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("ended", "code"), [(Interrupted(7), 130), (Terminated(7), 143)], ids=lambda value: type(value).__name__
+)
+def test_an_interrupted_run_says_where_it_is(
+    ended: BaseException, code: int, data: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from stable_sam_cuda.training import run as module
+
+    def train_method(*arguments: object, **options: object) -> None:
+        raise ended
+
+    monkeypatch.setattr(module, "train_method", train_method)
+    result = run("train", "--data", data, "--out", tmp_path, "--checkpoint", checkpoint)
+    assert result.exit_code == code
+    assert result.stderr.endswith(f"note: interrupted; {tmp_path} has a checkpoint at step 7; --resume continues\n")
