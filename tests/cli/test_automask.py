@@ -99,3 +99,31 @@ def assert_refused(result: Result, out: Path, message: str) -> None:
     assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
     assert message in result.stderr
     assert not out.exists()
+
+
+def test_boxes_are_named_as_coco_has_them(automask: Automask, out: Path) -> None:
+    """x, y, width, height; a ``box`` is x0, y0, x1, y1 in every record."""
+    assert automask(*EVERYTHING, "--rle").exit_code == 0
+    for entry in json.loads((out / FILES[0]).read_text())["objects"]:
+        assert "box" not in entry
+        rows, columns = np.nonzero(rle_to_mask(entry["segmentation"]))
+        x, y, width, height = entry["bbox"]
+        assert (x, y) == (columns.min(), rows.min())
+        assert (x + width, y + height) == (columns.max(), rows.max())
+
+
+def test_thresholds_are_those_of_the_model_unless_given(automask: Automask, out: Path) -> None:
+    assert automask("--points-per-side", "1", "--min-stability", "0.25").exit_code == 0
+    record = json.loads((out / FILES[0]).read_text())
+    assert (record["min_score"], record["min_stability"]) == (0.5, 0.25)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_files_of_somebody_else_are_kept(automask: Automask, out: Path, name: str) -> None:
+    out.mkdir()
+    (out / name).write_text("mine")
+    result = automask(*EVERYTHING)
+    assert (result.exit_code, f"got {name} (--overwrite replaces them)" in result.stderr) == (2, True)
+    assert [(path.name, path.read_text()) for path in out.iterdir()] == [(name, "mine")]
+    assert automask(*EVERYTHING, "--overwrite").exit_code == 0
+    assert automask(*EVERYTHING).exit_code == 0, "its own results are replaced without a word"

@@ -5,12 +5,16 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from stable_sam_cuda.cli import output
 from stable_sam_cuda.cli.output import Outputs, Results
+from stable_sam_cuda.cli.ownership import read_sealed, sealed
 
 SOURCE = {"verb": "test", "photo_sha256": "a"}
 
@@ -280,3 +284,16 @@ def test_a_name_too_long_is_told_at_once(tmp_path: Path) -> None:
 def test_too_little_space_is_told_at_once(tmp_path: Path) -> None:
     with Outputs(tmp_path) as outputs, pytest.raises(OSError, match=r"expected about .* KiB of space"):
         outputs.claim("cat", [], SOURCE, room=2**70)
+
+
+@settings(max_examples=60, derandomize=True, deadline=None)
+@given(st.integers(0, 10_000), st.integers(0, 255))
+def test_a_record_with_any_byte_changed_is_not_ours_or_says_the_same(place: int, value: int) -> None:
+    with TemporaryDirectory() as name:
+        path = Path(name, "cat.json")
+        record = sealed({"source": {"verb": "test"}, "files": {"cat_mask.png": "0" * 64}, "score": 0.25})
+        content = bytearray(json.dumps(record, indent=2).encode())
+        content[place % len(content)] = value
+        path.write_bytes(content)
+        read = read_sealed(path)
+        assert read is None or {**read, "record_sha256": record["record_sha256"]} == record

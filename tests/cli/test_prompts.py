@@ -1,6 +1,8 @@
 """What is typed becomes prompts, or one clear line says why not."""
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from stable_sam_cuda.cli.options import join_words
 from stable_sam_cuda.cli.prompts import ObjectPrompt, fit_prompts, parse_prompts
@@ -132,3 +134,32 @@ def test_bad_prompts(boxes: list[str], points: list[str], message: str) -> None:
 )
 def test_words_are_joined(words: str, joined: list[str]) -> None:
     assert join_words(words.split(), WORD_COUNTS) == joined
+
+
+NUMBERS = st.one_of(
+    st.floats(width=32).map(str),
+    st.integers(-300, 300).map(str),
+    st.sampled_from(["", "1e400", "x", "0x1", "\u0661", "1_0"]),
+)
+VALUES = st.tuples(st.sampled_from([" ", ",", ", ", ":"]), st.lists(NUMBERS, max_size=6)).map(
+    lambda one: one[0].join(one[1])
+)
+
+
+@settings(max_examples=300, derandomize=True, deadline=None)
+@given(st.lists(VALUES, max_size=2), st.lists(VALUES, max_size=2), st.sampled_from(["xyxy", "xywh"]))
+def test_whatever_is_typed_is_a_prompt_within_the_photo_or_one_line(
+    boxes: list[str], points: list[str], box_format: str
+) -> None:
+    try:
+        prompts = make_prompts(SIZE, boxes, points, box_format)
+    except ValueError as error:
+        assert str(error).startswith(("--box: expected ", "--point: expected ", "prompt: expected "))
+        assert "\n" not in str(error)
+        return
+    for prompt in prompts:
+        if prompt.box is not None:
+            x0, y0, x1, y1 = prompt.box
+            assert 0 <= x0 < x1 <= 100 and 0 <= y0 < y1 <= 80
+        assert all(0 <= x <= 100 and 0 <= y <= 80 for x, y in prompt.points)
+        assert set(prompt.labels) <= {0, 1}
