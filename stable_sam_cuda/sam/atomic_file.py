@@ -73,8 +73,11 @@ def partial_files(path: Path) -> Iterator[Path]:
     return path.parent.glob(f".{glob.escape(_shortened(path.name))}.*.part")
 
 
-def require_folder(name: str, folder: Path) -> None:
+def require_folder(name: str, folder: Path, *, make: bool = True) -> None:
     """Make a folder where it is missing, and see that it can be written.
+
+    Args:
+        make: without it, a missing folder stays missing, and the one above it must be writable.
 
     Raises:
         ValueError: it cannot be made or written; the message begins with ``name`` and says in which folder above it
@@ -84,8 +87,9 @@ def require_folder(name: str, folder: Path) -> None:
     while not above.exists() and above != above.parent:
         above = above.parent
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        TemporaryFile(dir=folder).close()
+        if make:
+            folder.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=folder if make else above).close()
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
         if above != folder.absolute():

@@ -54,9 +54,9 @@ class Digests:
         self._known[id(sample), False] = sample, digest
 
     def _all(self, samples: Sequence[Sample], objects: bool) -> list[str]:
-        missing = {id(sample): sample for sample in samples if (id(sample), objects) not in self._known}
-        made = [sample for sample in missing.values() if isinstance(sample, MadeSample)]
+        made = [sample for sample in samples if isinstance(sample, MadeSample)]
         parts = dict(zip(map(id, made), self._parts(made), strict=True))
+        missing = {id(sample): sample for sample in samples if (id(sample), objects) not in self._known}
 
         def digest(sample: Sample) -> str:
             if isinstance(sample, MadeSample):

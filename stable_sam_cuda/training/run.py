@@ -154,7 +154,7 @@ def check_run(
     run.options().check(device)
     require_folder("out", out)
     if cache is not None and run.method not in ENCODER_METHODS and not cache.is_dir():
-        require_folder("cache", cache)
+        require_folder("cache", cache, make=False)
 
 
 def _check_results(run: TrainingRun, out: Path, resume: bool, overwrite: bool) -> None:

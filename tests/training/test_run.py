@@ -1,6 +1,7 @@
 """A run from pictures to files: what it leaves behind, and what it says where something is wrong."""
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -11,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 
+from stable_sam_cuda.notes import DataWarning
 from stable_sam_cuda.sam import plugin_of
 from stable_sam_cuda.sam.lite import new_sam_lite
 from stable_sam_cuda.training.augmented_images import augmented_images
 from stable_sam_cuda.training.dataset import find_masked_images
-from stable_sam_cuda.training.embeddings import EmbeddingCache
 from stable_sam_cuda.training.loop import PluginTrainer
 from stable_sam_cuda.training.method_file import load_method
 from stable_sam_cuda.training.run import TrainingRun, train_method
@@ -138,7 +139,7 @@ def test_variants_come_into_the_cache_and_the_record(samples, tmp_path):
     again = Heard()
     train_method(samples, fresh_sam(), run, tmp_path / "again", cache=tmp_path / "cache", progress=again)
     assert again.stages == heard.stages
-    assert (tmp_path / "cache" / "augmented_2_3" / "cache.json").is_file()
+    assert len(list((tmp_path / "cache").rglob("*.npz"))) == 24
 
 
 def test_variants_are_reproducible_flipped_and_of_many_scales(samples):
@@ -222,37 +223,154 @@ def _no_space_for(path):
     return fsync
 
 
-def test_disk_too_small_for_the_embeddings_is_said_before_they_are_computed(samples, tmp_path, monkeypatch):
-    with monkeypatch.context() as patched:
-        patched.setattr("stable_sam_cuda.training.embeddings.os.posix_fallocate", no_space, raising=False)
-        with pytest.raises(OSError, match=r"No space left.*the embeddings of 8 pictures take 0.00 GiB.*cache"):
-            EmbeddingCache(tmp_path / "cache", fresh_sam(), samples)
-    assert not (tmp_path / "cache" / "embeddings.npy").exists()
-    EmbeddingCache(tmp_path / "cache", fresh_sam(), samples).fill()
+def test_disk_too_small_for_the_checkpoints_is_said_before_pictures_are_read(samples, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr("stable_sam_cuda.training.run.shutil.disk_usage", lambda path: usage)
+    with pytest.raises(OSError, match=r"No space left.*checkpoints take 0.00 GiB"):
+        train_method(samples, fresh_sam(), RUN, tmp_path / "run")
+    assert not (tmp_path / "run" / "embeddings").exists()
 
 
-def test_embeddings_have_their_space_from_the_beginning(samples, tmp_path):
-    EmbeddingCache(tmp_path, fresh_sam(), samples)
-    status = (tmp_path / "embeddings.npy").stat()
-    assert status.st_blocks * 512 >= status.st_size
+def _changed(path, **values):
+    state = torch.load(path, weights_only=True)
+    torch.save(state | values, path)
 
 
-@pytest.mark.parametrize("name", ["cache.json", "embeddings.npy", "done.npy"])
-def test_truncated_cache_is_called_damaged(name, samples, tmp_path):
-    EmbeddingCache(tmp_path, fresh_sam(), samples).fill()
-    content = (tmp_path / name).read_bytes()
-    (tmp_path / name).write_bytes(content[: len(content) // 2])
-    with pytest.raises(ValueError, match="cache: expected a whole cache in"):
-        EmbeddingCache(tmp_path, fresh_sam(), samples)
+DAMAGE = {
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-3000]),
+    "empty": lambda path: path.write_bytes(b""),
+    "text": lambda path: path.write_bytes(b"no checkpoint"),
+    "bits of a weight": lambda path: path.write_bytes(_flipped(path.read_bytes(), 0.5)),
+    "a list": lambda path: torch.save([1], path),
+    "no parameters": lambda path: _changed(path, parameters=None),
+    "other shapes": lambda path: _changed(path, parameters=_reshaped(path)),
+    "step of letters": lambda path: _changed(path, step="two"),
+    "optimiser": lambda path: _changed(path, optimizer={"state": 3}),
+    "samples": lambda path: _changed(path, samples={"names": 1}),
+}
 
 
-def test_damaged_checkpoint_is_refused_and_left_alone(interrupted, samples, tmp_path):
+def _flipped(content, part):
+    place = int(len(content) * part)
+    return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+
+
+def _reshaped(path):
+    return {name: value[..., None] for name, value in torch.load(path, weights_only=True)["parameters"].items()}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_checkpoint_is_refused_and_left_alone(damage, interrupted, samples, tmp_path):
     path = interrupted / "checkpoint.pt"
-    for content in (path.read_bytes()[:-3000], b"", b"no checkpoint"):
-        path.write_bytes(content)
-        with pytest.raises(ValueError, match="out: expected a whole checkpoint"):
-            train_method(samples, fresh_sam(), RUN, interrupted, cache=tmp_path / "cache", resume=True)
-        assert path.read_bytes() == content
+    DAMAGE[damage](path)
+    content = path.read_bytes()
+    with pytest.raises(ValueError, match="out: expected a whole checkpoint"):
+        train_method(samples, fresh_sam(), RUN, interrupted, cache=tmp_path / "cache", resume=True)
+    assert path.read_bytes() == content
+
+
+@pytest.fixture
+def data(picture_folder, tmp_path):
+    return shutil.copytree(picture_folder, tmp_path / "data")
+
+
+def _repaint(path):
+    cv2.imwrite(str(path), 255 - cv2.imread(str(path)))
+
+
+def _remask(path):
+    mask = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    mask[0, 0] = 1
+    cv2.imwrite(str(path), mask)
+
+
+OTHER_DATA = {
+    "picture": (lambda data: _repaint(data / "ovals/images/2.png"), r"1 changed \(the first is ovals/2\)"),
+    "mask": (lambda data: _remask(data / "ovals/masks/2.png"), r"1 changed \(the first is ovals/2\)"),
+    "two": (
+        lambda data: [_repaint(data / f"{name}/images/1.png") for name in ("ovals", "ellipses")],
+        r"2 changed \(the first is ellipses/1\)",
+    ),
+    "missing": (
+        lambda data: [(data / "ovals" / part / "0.png").unlink() for part in ("images", "masks")],
+        r"1 missing \(the first is ovals/0\)",
+    ),
+    "added": (
+        lambda data: [shutil.copy(data / "ovals" / part / "0.png", data / "ovals" / part / "9.png")
+                      for part in ("images", "masks")],
+        r"1 new \(the first is ovals/9\)",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "method"), [*((change, "pt") for change in OTHER_DATA), ("picture", "ft")])
+def test_a_run_goes_on_with_the_same_pictures_and_objects_alone(change, method, data, tmp_path):
+    run, edit = replace(RUN, method=method, epochs=1), OTHER_DATA[change]
+    train_method(find_masked_images(data), fresh_sam(), run, tmp_path / "run", cache=tmp_path / "cache")
+    before = (tmp_path / "run" / "checkpoint.pt").read_bytes()
+    edit[0](data)
+    with pytest.raises(ValueError, match=f"trains on other pictures: {edit[1]}"):
+        train_method(
+            find_masked_images(data), fresh_sam(), run, tmp_path / "run", cache=tmp_path / "cache", resume=True
+        )
+    assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == before
+
+
+def test_other_order_and_other_base_models_are_refused(interrupted, samples, tmp_path):
+    options = {"cache": tmp_path / "cache", "resume": True}
+    with pytest.raises(ValueError, match=r"trains on other pictures: 8 in another order \(the first is ovals/3\)"):
+        train_method(samples[::-1], fresh_sam(), RUN, interrupted, **options)
+    torch.manual_seed(1)
+    with pytest.raises(ValueError, match="trains another base model"):
+        train_method(samples, new_sam_lite("lite0", 64), RUN, interrupted, **options)
+
+
+def test_a_checkpoint_of_an_earlier_version_goes_on_by_names(interrupted, samples, tmp_path):
+    path = interrupted / "checkpoint.pt"
+    state = torch.load(path, weights_only=True)
+    del state["samples"], state["base"]
+    names = hashlib.sha256("\n".join(one.name for one in samples).encode()).hexdigest()
+    torch.save(state | {"pictures": names}, path)
+    with pytest.warns(DataWarning, match="earlier version"), pytest.raises(ValueError, match="trains on other"):
+        train_method(samples[1:], fresh_sam(), RUN, interrupted, cache=tmp_path / "cache", resume=True)
+    with pytest.warns(DataWarning, match="earlier version"):
+        record = train_method(samples, fresh_sam(), RUN, interrupted, cache=tmp_path / "cache", resume=True)
+    assert record["steps"] == 4
+
+
+def test_results_of_another_run_are_replaced_on_request_alone(samples, tmp_path):
+    out, cache = tmp_path / "run", tmp_path / "cache"
+    train_method(samples, fresh_sam(), RUN, out, cache=cache)
+    for kept in (["checkpoint.pt", "plugin.safetensors", "log.jsonl"], ["plugin.safetensors"], ["log.jsonl"]):
+        for path in out.iterdir():
+            if path.name not in kept:
+                path.unlink()
+        before = {path.name: path.read_bytes() for path in out.iterdir()}
+        with pytest.raises(ValueError, match=r"out: expected .*which holds .*--overwrite replaces"):
+            train_method(samples, fresh_sam(), RUN, out, cache=cache)
+        assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+        train_method(samples, fresh_sam(), replace(RUN, epochs=1), out, cache=cache, overwrite=True)
+        assert len((out / "log.jsonl").read_text().splitlines()) == 2
+    (out / "checkpoint.pt").unlink()
+    with pytest.raises(ValueError, match=r"holds plugin.safetensors and no checkpoint.pt"):
+        train_method(samples, fresh_sam(), RUN, out, cache=cache, resume=True)
+    with pytest.raises(ValueError, match="overwrite: expected none with resume"):
+        train_method(samples, fresh_sam(), RUN, out, cache=cache, resume=True, overwrite=True)
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_is_resumed_from_the_beginning(samples, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "log.jsonl").write_text('{"step": 1, "loss": 1.0, "iou": 0.5}\n')
+    record = train_method(samples, fresh_sam(), RUN, tmp_path / "run", cache=tmp_path / "cache", resume=True)
+    assert record["steps"] == 4
+
+
+def test_folders_that_cannot_be_made_are_named_with_the_one_above(samples, tmp_path):
+    (tmp_path / "file").write_text("")
+    for name in ("out", "cache"):
+        folders = {"out": tmp_path / "run", "cache": tmp_path / "cache"} | {name: tmp_path / "file" / "a" / "b"}
+        with pytest.raises(ValueError, match=rf"{name}: expected a folder .* it cannot be made in .*/file: Not a dir"):
+            train_method(samples, fresh_sam(), RUN, **folders)
 
 
 def test_what_a_kill_left_of_a_checkpoint_is_cleared_away(interrupted, samples, tmp_path):
@@ -297,4 +415,5 @@ def test_objects_of_one_pixel_are_passed_over(picture_folder, tmp_path):
     run = replace(RUN, method="pt", images=1, epochs=1)
     assert train_method(find_masked_images(root), fresh_sam(), run, tmp_path / "run")["steps"] == 4
     lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
-    assert sum(line["loss"] != line["loss"] for line in lines) == 1
+    assert sum(line["loss"] is line["iou"] is None for line in lines) == 1
+    assert "NaN" not in (tmp_path / "run" / "log.jsonl").read_text()

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from itertools import islice
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -186,6 +187,43 @@ def test_a_folder_with_a_run_and_another_recipe_are_refused(settings):
         train(settings(steps=1), CPU)
     with pytest.raises(ValueError, match=r"out: expected the options of the run .*'lr': 0.001.*, got .*'lr': 0.5"):
         train(settings(steps=2, resume=True, recipe={"lr": 0.5}), CPU)
+
+
+def test_a_run_on_other_pictures_or_from_other_weights_is_refused(settings, data, weights, tmp_path):
+    copied = shutil.copytree(data, tmp_path / "data")
+    train(settings(data=copied, steps=1), CPU)
+    torch.manual_seed(1)
+    save_weights(new_sam_lite("lite0", 64), tmp_path / "other.safetensors", variant="lite0")
+    with pytest.raises(ValueError, match=r"init: expected the weights that the run in .* began with.*other"):
+        train(settings(data=copied, steps=2, init=tmp_path / "other.safetensors", resume=True), CPU)
+    path = copied / "ovals" / "masks" / "1.png"
+    before = path.read_bytes()
+    path.write_bytes((copied / "ovals" / "masks" / "0.png").read_bytes())
+    with pytest.raises(ValueError, match=r"trains on other pictures: 1 changed \(the first is ovals/1\)"):
+        train(settings(data=copied, steps=2, resume=True), CPU)
+    path.write_bytes(before)
+    train(settings(data=copied, steps=2, init=None, resume=True), CPU)
+
+
+def test_results_of_another_run_are_replaced_on_request_alone(settings, tmp_path):
+    train(settings(steps=1), CPU)
+    for name in ("checkpoint.pt", "run.json"):
+        (tmp_path / "run" / name).unlink()
+        with pytest.raises(ValueError, match=r"out: expected a folder without results, got .*sam_lite.safetensors"):
+            train(settings(steps=1, resume=name == "run.json"), CPU)
+    train(settings(steps=1, overwrite=True), CPU)
+    assert [line["step"] for line in lines(tmp_path / "run")] == [1]
+
+
+def test_a_validation_without_an_object_is_null_in_the_log(settings, data, tmp_path):
+    copied = shutil.copytree(data, tmp_path / "data")
+    for sample in find_masked_images(copied, "val"):
+        mask = cv2.imread(str(sample.mask), cv2.IMREAD_UNCHANGED)
+        cv2.imwrite(str(sample.mask), 0 * mask)
+    train(settings(data=copied, steps=1), CPU)
+    for name in ("log.jsonl", "run.json"):
+        assert "NaN" not in (tmp_path / "run" / name).read_text()
+    assert lines(tmp_path / "run")[-1]["val"] == {"gt_box": None, "1_point": None, "3_points": None}
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(settings, tmp_path):

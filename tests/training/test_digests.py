@@ -1,0 +1,64 @@
+"""Digests of samples that are made of others."""
+
+from dataclasses import replace
+
+import cv2
+import pytest
+
+from stable_sam_cuda.training.augmented_images import augmented_images
+from stable_sam_cuda.training.dataset import find_masked_images
+from stable_sam_cuda.training.digests import Digests, MadeSample
+from stable_sam_cuda.training.occluded_images import OccludedImage, occluded_images
+
+
+@pytest.fixture
+def samples(picture_folder):
+    return find_masked_images(picture_folder)
+
+
+@pytest.fixture
+def made(samples):
+    return [*augmented_images(samples, 2, 64, seed=0), *occluded_images(samples, 4), *occluded_images(samples, 4, 1)]
+
+
+def test_what_is_made_knows_its_digests_by_itself_and_from_its_parts(samples, made):
+    every, digests = [*samples, *made], Digests()
+    assert not any(isinstance(sample, MadeSample) for sample in samples)
+    assert all(isinstance(sample, MadeSample) for sample in made)
+    assert digests.of_samples(every) == [sample.digest() for sample in every]
+    assert digests.of_pictures(every) == [sample.picture_digest() for sample in every]
+    assert len(set(digests.of_pictures(every))) == len(every)
+
+
+def test_each_file_is_read_once(samples, made, monkeypatch):
+    read = []
+    real = type(samples[0]).digest
+    monkeypatch.setattr(type(samples[0]), "digest", lambda sample: read.append(sample.name) or real(sample))
+    digests = Digests()
+    for _ in range(2):
+        digests.of_samples([*samples, *made])
+        digests.of_pictures(made)
+    assert sorted(read) == sorted(sample.name for sample in samples)
+
+
+def test_pictures_whose_parts_change_are_others(samples, tmp_path):
+    """Names stay, digests do not: a mask shapes a made picture, too."""
+    one = OccludedImage(samples[0], 1, samples[1], 1, 5, (0.1, 0.5))
+    mask = cv2.imread(str(samples[1].mask), cv2.IMREAD_UNCHANGED)
+    mask[0, 0] = 1
+    cv2.imwrite(str(tmp_path / "mask.png"), mask)
+    remasked = replace(samples[1], mask=tmp_path / "mask.png")
+    cv2.imwrite(str(tmp_path / "image.png"), 255 - cv2.imread(str(samples[1].image)))
+    repainted = replace(samples[1], image=tmp_path / "image.png")
+    for donor in (remasked, repainted):
+        other = replace(one, donor=donor)
+        assert other.name == one.name
+        assert other.picture_digest() != one.picture_digest()
+        assert len({variant.picture_digest() for variant in augmented_images([donor, samples[1]], 1, 64, 0)}) == 2
+
+
+def test_whole_masks_are_other_objects_on_the_same_picture(samples):
+    one = OccludedImage(samples[0], 1, samples[1], 1, 5, (0.1, 0.5))
+    whole = replace(one, whole=True)
+    assert whole.picture_digest() == one.picture_digest()
+    assert whole.digest() != one.digest()
