@@ -72,7 +72,7 @@ def training_curve(log: Path, points: int = 60, decay: float = 0.95) -> dict[str
     steps, loss, iou = [], [], []
     for line in log.read_text().splitlines():
         entry = json.loads(line)
-        if entry["loss"] != entry["loss"]:
+        if entry["loss"] is None:  # no object was large enough
             continue
         if steps and entry["step"] <= steps[-1]:  # a run that was killed repeats the steps after its last checkpoint
             keep = next(index for index, step in enumerate(steps) if step >= entry["step"])
@@ -93,7 +93,7 @@ def training_curve(log: Path, points: int = 60, decay: float = 0.95) -> dict[str
 def draw_base_training(log: Path, path: Path) -> None:
     """Loss and IoU of the base's training by the minute, and its validation by prompt kind."""
     entries = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
-    steps = [entry for entry in entries if "loss" in entry]
+    steps = [entry for entry in entries if entry.get("loss") is not None]
     validations = [entry for entry in entries if entry.get("val")]
     figure, axes = plt.subplots(1, 2, figsize=(11, 3.4), layout="constrained")
     axes[0].plot([entry["minutes"] for entry in steps], [entry["loss"] for entry in steps])

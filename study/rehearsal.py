@@ -6,21 +6,22 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+from rows import EXCLUDED
 
 from stable_sam_cuda.sam.lite import new_sam_lite
 from stable_sam_cuda.training.checkpoint import save_weights
 
 IMAGE_SIZE = 64
-SPLITS = {"train": 12, "val": 4, "test": 4}
+SETS = {"train": 12, "val": 4, "test": 4, **dict.fromkeys(EXCLUDED, 1)}  # pictures
 
 
 def draw_data(root: Path) -> None:
-    """SET/images, SET/masks and splits.json of pictures with two ellipses each."""
+    """SET/images, SET/masks and splits.json of pictures with two ellipses each; what rows exclude is there, too."""
     rng = np.random.default_rng(0)
-    splits = {}
-    for split, count in SPLITS.items():
+    splits: dict[str, list[str]] = {"train": [], "val": [], "test": []}
+    for name, count in SETS.items():
         for folder in ("images", "masks"):
-            (root / split / folder).mkdir(parents=True)
+            (root / name / folder).mkdir(parents=True)
         for stem in range(count):
             height, width = (int(side) for side in rng.integers(70, 110, 2))
             image = rng.integers(0, 80, (height, width, 3)).astype(np.uint8)
@@ -29,9 +30,9 @@ def draw_data(root: Path) -> None:
                 axes = (int(rng.integers(9, 15)), int(rng.integers(12, 28)))
                 cv2.ellipse(ids, (x, height // 2), axes, 0, 0, 360, object_id, -1)
                 image[ids == object_id] = rng.integers(120, 255, 3)
-            cv2.imwrite(str(root / split / "images" / f"{stem}.jpg"), image)
-            cv2.imwrite(str(root / split / "masks" / f"{stem}.png"), ids)
-        splits[split] = [f"{split}/{stem}" for stem in range(count)]
+            cv2.imwrite(str(root / name / "images" / f"{stem}.jpg"), image)
+            cv2.imwrite(str(root / name / "masks" / f"{stem}.png"), ids)
+        splits[name if name in splits else "train"] += [f"{name}/{stem}" for stem in range(count)]
     (root / "splits.json").write_text(json.dumps(splits))
 
 

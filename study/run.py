@@ -142,9 +142,7 @@ class Study:
         method = options["method"]
         weights = out / ("plugin.safetensors" if method == "stable" else f"{method}.safetensors")
         if not weights.is_file():
-            place = {"out": out, "cache": self.work / cache_name(options)}
-            if (out / "checkpoint.pt").is_file():
-                place["resume"] = True
+            place = {"out": out, "cache": self.work / cache_name(options), "resume": True}
             self.verb("train", {**options, **place})
         return str(weights)
 

@@ -3,11 +3,13 @@
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from segment_anything.modeling import Sam
 from torch import nn
 
 from stable_sam_cuda.sam.atomic_file import atomic_write
+from stable_sam_cuda.sam.state_check import first_not_finite, fit_problem
+from stable_sam_cuda.sam.weight_files import read_safetensors
 
 
 def save_bytes(path: Path, content: bytes | memoryview) -> None:
@@ -23,5 +25,14 @@ def save_weights(model: nn.Module, path: Path, dtype: torch.dtype = torch.float3
 
 
 def load_weights(sam: Sam, path: Path) -> None:
-    """Load weights written by ``save_weights`` into a model of the same variant."""
-    sam.load_state_dict(load_file(path))
+    """Load weights written by ``save_weights`` into a model of the same variant.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_safetensors`, and where the weights do not fit or are not finite.
+    """
+    state, _ = read_safetensors(path, "init")
+    if problem := fit_problem(state, sam.state_dict()):
+        raise ValueError(f"init: {path} does not fit this model: {problem}")
+    if bad := first_not_finite(state):
+        raise ValueError(f"init: expected finite weights, got NaN or infinity in {bad} of {path}")
+    sam.load_state_dict(state)
