@@ -1,10 +1,11 @@
 """Photographs from files as 8-bit RGB, the right way up, by one rule for every verb.
 
 **Bits.** Bands of 8 bits are taken as they are. Colours of 16 bits are scaled by the bits in use: the least of 8, 10,
-12, 14 and 16 that hold the picture's brightest value, so that 4095 is white in a picture of 12 bits; black stays black.
-Grey of more than 8 bits, and of floats, is stretched from its darkest value to its brightest, since instruments use any
-range. Colours of floats are taken as 0 to 1 if they lie there, else stretched, all bands alike. Where a format declares
-fewer bits (PPM, JPEG 2000), the declaration counts.
+12, 14 and 16 that hold the picture's values, so that 4095 is white in a picture of 12 bits; black stays black. One
+pixel, or 0.01 % of the values, may be brighter, as hot pixels are: it becomes white, and that is said. Grey of more
+than 8 bits, of floats, and of signed numbers is stretched from its darkest value to its brightest, since instruments
+use any range. Colours of floats are taken as 0 to 1 if they lie there, else stretched, all bands alike. Where a format
+declares fewer bits (PPM, JPEG 2000), the declaration counts. A TIFF whose zero is white is inverted.
 
 **Bands.** Opacity of PNG, WebP and GIF is what it says. The fourth band of a TIFF is opacity only if the file says so
 (ExtraSamples 1 or 2) and it looks so: more than half of it fully opaque or fully transparent, and some opaque. Else
@@ -23,7 +24,7 @@ import numpy as np
 from PIL import Image, ImageChops
 
 from stable_sam_cuda.notes import note, printable
-from stable_sam_cuda.picture_depth import white_of
+from stable_sam_cuda.picture_depth import white_of, white_without_outliers
 from stable_sam_cuda.picture_file import (
     MAX_ASPECT_RATIO,
     MAX_PIXELS,
@@ -49,10 +50,11 @@ __all__ = [
     "turn",
 ]
 
-RULE = "picture 2"  # changes whenever the same file would be read differently: caches keep it
+RULE = "picture 3"  # changes whenever the same file would be read differently: caches keep it
 
-STRETCHED_GREY = "grey of more than 8 bits is stretched: its darkest value is black, its brightest white"
+STRETCHED_GREY = "grey of more than 8 bits, or signed, is stretched: its darkest value is black, its brightest white"
 STRETCHED_COLOUR = "colours of floats outside 0 to 1 are stretched: the least value is black, the greatest white"
+CLIPPED = "hardly one value needs the upper bits of 16; what is brighter than white becomes white"
 ROWS = 256  # unpacked to floats at once, so that a large picture does not need many times its size
 
 
@@ -118,7 +120,9 @@ def _to_8_bits(path: Path, stored: Stored, reasons: list[str]) -> np.ndarray:
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         raise PictureError(f"photo {printable(path)}: expected finite pixel values, got NaN or infinity")
     if values.ndim == 3 and values.dtype.kind == "u":
-        white = white_of(values)
+        white = white_without_outliers(values)
+        if white < white_of(values):
+            reasons.append(CLIPPED)
         if white < np.iinfo(np.uint16).max:
             bits = white.bit_length()
             reasons.append(f"colours of 16 bits use only {bits} of them: {white} is taken for white")

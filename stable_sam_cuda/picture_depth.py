@@ -33,6 +33,23 @@ def is_deep(picture: ImageFile.ImageFile) -> bool:
     return ";16" in str(args) or codec == "SGI16"
 
 
+def white_without_outliers(values: np.ndarray) -> int:
+    """What white is among colours of 16 bits, as `white_of`; one pixel, or 0.01 % of the values, may be brighter.
+
+    Hot pixels of a sensor would else leave a picture of 12 bits all but black.
+    """
+    allowed = max(3, values.size // 10_000)
+    brightest = white_of(values)
+    return next(
+        (
+            (1 << bits) - 1
+            for bits in (8, 10, 12, 14)
+            if brightest >> bits and int(np.count_nonzero(values >> bits)) <= allowed
+        ),
+        brightest,
+    )
+
+
 def white_of(values: np.ndarray) -> int:
     """What white is among numbers of 16 bits: the most that 8, 10, 12, 14 or 16 bits hold, as the brightest needs."""
     brightest = int(values.max())

@@ -38,6 +38,8 @@ class TiffFacts(NamedTuple):
     bands: int
     bits: int
     floats: bool
+    signed: bool
+    white_is_zero: bool
     extra: tuple[int, ...]
     by_band: bool
     tile_pixels: int
@@ -77,6 +79,8 @@ def _facts(tags: Any) -> TiffFacts:
         bands=int(tags.get(277, 1)),
         bits=max(several(258, 1)),
         floats=3 in several(339, 1),
+        signed=2 in several(339, 1),
+        white_is_zero=tags.get(262, 1) == 0,
         extra=several(338, 0) if 338 in tags else (),
         by_band=tags.get(284, 1) == 2,
         tile_pixels=int(tags.get(322, 0)) * int(tags.get(323, 0)),
@@ -102,11 +106,17 @@ def facts_of_file(path: Path) -> TiffFacts | None:
 
 def unusable(path: Path, facts: TiffFacts) -> str:
     """What a TIFF is refused for, and what to do."""
-    kind = f"{facts.bits}-bit {'floats' if facts.floats else 'numbers'}"
-    stored = ", band after band" if facts.by_band else ""
+    kind = f"{facts.bits}-bit {'floats' if facts.floats else 'signed numbers' if facts.signed else 'numbers'}"
+    stored = ", zero being white" * facts.white_is_zero + ", band after band" * facts.by_band
     name = printable(path.name)
+    if facts.bands < 3:
+        advice = f"write one band as unsigned grey, for example by gdal_translate -b 1 -ot UInt16 {name!r} grey.tif"
+    else:
+        advice = (
+            "write three of its bands as RGB, pixel after pixel, for example by "
+            f"gdal_translate -b 1 -b 2 -b 3 -co INTERLEAVE=PIXEL {name!r} rgb.tif"
+        )
     return (
         "expected a TIFF of one band, or of RGB with or without transparency, of 8 or 16 bits or of floats, "
-        f"got one of {facts.bands} bands of {kind}{stored}; write three of its bands as RGB, pixel after pixel, "
-        f"for example by gdal_translate -b 1 -b 2 -b 3 -co INTERLEAVE=PIXEL {name!r} rgb.tif"
+        f"got one of {facts.bands} bands of {kind}{stored}; {advice}"
     )

@@ -385,3 +385,51 @@ def test_threads_leave_the_filters_of_warnings_alone(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as workers:
         list(workers.map(read_picture, [path] * 60))
     assert warnings.filters == before
+
+
+@pytest.mark.parametrize("hot", [1, 8], ids=["one-pixel", "a-few"])
+@pytest.mark.parametrize("bits", [8, 10, 12, 14])
+def test_hot_pixels_do_not_leave_the_picture_dark(tmp_path: Path, bits: int, hot: int) -> None:
+    large = np.kron(rgb16(bits), np.ones((9, 9, 1), np.uint16))
+    large[0, :hot] = 65535
+    path = tmp_path / "photo.png"
+    assert cv2.imwrite(str(path), large[..., ::-1])
+    read, reasons = told(path)
+    assert np.abs(read[1:].astype(int) - np.kron(gradient(), np.ones((9, 9, 1)))[1:]).max() <= 1
+    assert (read[0, :hot] == 255).all()
+    assert sum("brighter than white" in reason for reason in reasons) == 1
+
+
+@pytest.mark.parametrize("order", ["<", ">"], ids=["little-endian", "big-endian"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32, np.float64])
+def test_a_tiff_whose_zero_is_white_is_no_negative(tmp_path: Path, dtype: type, order: str) -> None:
+    ramp = np.linspace(0, 255, 256).astype(dtype).reshape(16, 16)
+    path = tmp_path / "photo.tif"
+    tifffile.imwrite(path, ramp, photometric="miniswhite", byteorder=order)
+    assert (told(path)[0][..., 0] == 255 - np.arange(256).reshape(16, 16)).all()
+
+
+def test_large_and_signed_numbers_keep_their_order(tmp_path: Path) -> None:
+    path = tmp_path / "photo.tif"
+    for values in (np.linspace(0, 4e9, 256).astype(np.uint32), np.arange(-128, 128).astype(np.int8)):
+        tifffile.imwrite(path, values.reshape(16, 16), photometric="minisblack")
+        assert (told(path)[0][..., 0].ravel() == np.arange(256)).all()
+
+
+@pytest.mark.parametrize("bands", [1, 2, 5])
+def test_advice_names_bands_that_are_there(tmp_path: Path, bands: int) -> None:
+    path = tmp_path / "photo.tif"
+    pixels = np.ones((20, 30, bands), np.uint16) if bands > 1 else np.ones((20, 30), np.complex64)
+    tifffile.imwrite(path, pixels, photometric="minisblack", planarconfig="contig" if bands > 1 else None)
+    with pytest.raises(ValueError, match="gdal_translate -b 1 -b 2" if bands > 2 else "gdal_translate -b 1 -ot"):
+        read_picture(path)
+
+
+@pytest.mark.parametrize("key", [0, bytes([0, 128, 255])], ids=["one-colour", "bytes"])
+def test_a_palette_with_transparency_is_read_without_pillows_warning(tmp_path: Path, key: int | bytes) -> None:
+    source = Image.fromarray((np.arange(64).reshape(8, 8) % 3).astype(np.uint8), "P")
+    source.putpalette([10, 20, 30, 200, 100, 50, 7, 8, 9])
+    source.save(tmp_path / "photo.png", transparency=key)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read_picture(tmp_path / "photo.png")
