@@ -17,6 +17,7 @@ LEAST_WHITE = 64  # masks whose brightest value is below hold ids, unless they a
 MANY_SHADES = 20
 LEAST_BACKGROUND = 0.15  # ids that fill a picture evenly leave a tenth
 LOW, HIGH = 0.1, 0.9  # of the brightest value: below lies the noise of compression, above what counts as white
+HARDLY = 0.2  # of the pixels in squares of one value: strokes so thin that all of them is edge
 MAX_PIXELS = 16_000_000  # of a mask, its middle rows, that are looked at
 VOID_GAP = 32  # so many values below a void border's are free
 
@@ -123,6 +124,8 @@ def verdict_of(evidence: Evidence) -> Verdict | None:
     if values[-1] < LEAST_WHITE:
         dark = len(values) >= MANY_SHADES and objects <= 0.1 and slope
         return Verdict(BINARY if dark else INSTANCES, not dark)
+    if evidence.background == 0 and 2 * (inside >= 0.5 * pixels).sum() > len(values):
+        return Verdict(INSTANCES, False)  # regions that fill the picture: one object would leave no background
     if not counted.any():
         # Ids that are close to each other: noise near white lies in it and at its rim, never by itself.
         if (solid & alone)[high].sum() >= 2:
@@ -134,7 +137,9 @@ def verdict_of(evidence: Evidence) -> Verdict | None:
     white = pixels[high].sum() / pixels[~low].sum()
     if white >= 0.5:
         return Verdict(BINARY, bool(objects <= 0.25))
-    return Verdict(BINARY if objects <= 0.25 and slope else INSTANCES, False)
+    thin = len(values) >= MANY_SHADES and evidence.background > LEAST_BACKGROUND
+    thin = thin and in_square.sum() <= HARDLY * pixels.sum()
+    return Verdict(BINARY if objects <= 0.25 and (slope or thin) else INSTANCES, False)
 
 
 def verdict_of_set(parts: Sequence[Evidence]) -> Verdict | None:
