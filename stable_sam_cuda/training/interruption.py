@@ -62,11 +62,14 @@ class Interruption:
 
     def wanted(self) -> bool:
         """Whether to leave now; all processes of ``torch.distributed`` ask together and hear the same."""
-        if distributed.is_initialized():
-            shared = torch.tensor(self.number)
-            distributed.all_reduce(shared, distributed.ReduceOp.MAX)
-            self.number = int(shared)
-        return self.number != 0
+        if not distributed.is_initialized():
+            return self.number != 0
+        shared = torch.tensor(self.number)
+        distributed.all_reduce(shared, distributed.ReduceOp.MAX)
+        # A signal that came while the processes met is told at the next meeting: the others do not know of it.
+        if agreed := int(shared):
+            self.number = agreed
+        return agreed != 0
 
     def leave(self, step: int) -> None:
         """Leave behind ``step``, whose checkpoint is written; all processes together.

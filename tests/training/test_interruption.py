@@ -9,6 +9,7 @@ import time
 
 import pytest
 import torch
+from torch import distributed
 
 from stable_sam_cuda.sam import plugin_of
 from stable_sam_cuda.sam.lite import new_sam_lite
@@ -161,10 +162,29 @@ def test_a_signal_to_one_of_two_processes_ends_both(told, picture_folder, tmp_pa
     out = tmp_path / "run"
     commands = [[sys.executable, "-c", WORKER, str(rank), str(out), str(picture_folder)] for rank in range(2)]
     workers = [subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}) for command in commands]
-    deadline = time.monotonic() + 200
-    while not (out / "step_0").exists():
-        assert time.monotonic() < deadline and all(worker.poll() is None for worker in workers)
-        time.sleep(0.05)
-    workers[told].send_signal(signal.SIGTERM)
-    assert [worker.wait(timeout=60) for worker in workers] == [143, 143]
+    try:
+        deadline = time.monotonic() + 200
+        while not (out / "step_0").exists():
+            assert time.monotonic() < deadline and all(worker.poll() is None for worker in workers)
+            time.sleep(0.05)
+        workers[told].send_signal(signal.SIGTERM)
+        assert [worker.wait(timeout=60) for worker in workers] == [143, 143]
+    finally:
+        for worker in workers:
+            worker.kill()
     assert torch.load(out / "checkpoint.pt", weights_only=True)["step"] >= 1
+
+
+def test_a_signal_that_comes_while_processes_meet_is_told_at_the_next_meeting(handlers, monkeypatch):
+    meetings = []
+
+    def all_reduce(shared, operation):
+        meetings.append(int(shared))
+        if len(meetings) == 1:
+            send(signal.SIGTERM)  # too late for this meeting
+
+    monkeypatch.setattr(distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(distributed, "all_reduce", all_reduce)
+    with Interruption() as interruption:
+        assert [interruption.wanted(), interruption.wanted()] == [False, True]
+    assert meetings == [0, signal.SIGTERM]
