@@ -1,15 +1,17 @@
-"""Colours of more than 8 bits: which files have them, and their pixels, which Pillow would cut to the upper 8 bits."""
+"""Pixels that Pillow would cut to their upper 8 bits, or misread: which files have them, and what they are."""
 
 from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import ImageFile
+from PIL import Image, ImageFile
 
-from stable_sam_cuda.tiff_header import forget_orientation
+from stable_sam_cuda.tiff_header import TiffFacts, forget_orientation
 
 # OpenCV reads from memory: more than `MAX_PIXELS` of 16 bits need.
 MAX_DEEP_BYTES = 1 << 30
+
+WHITE_IS_ZERO = "the file says that zero is white (WhiteIsZero), so its values are inverted"
 
 
 def is_deep(picture: ImageFile.ImageFile) -> bool:
@@ -72,3 +74,23 @@ def read_by_opencv(path: Path, size: tuple[int, int]) -> tuple[np.ndarray, np.nd
     if values.ndim == 2 or values.shape[2] == 1:
         return values.reshape(values.shape[:2]), None
     return values[..., 2::-1], (values[..., 3] if values.shape[2] == 4 else None)
+
+
+def as_meant(pixels: Image.Image | np.ndarray, facts: TiffFacts, reasons: list[str]) -> Image.Image | np.ndarray:
+    """The values of a TIFF of one band, by its sign and its white: Pillow heeds them in fewer bits, or not at all.
+
+    ``reasons`` gets what was decided.
+    """
+    if facts.bands != 1 or (isinstance(pixels, Image.Image) and not (facts.signed and pixels.mode == "L")):
+        return pixels
+    values = np.asarray(pixels)
+    if values.dtype == np.uint8:
+        return values.view(np.int8).astype(np.int16)
+    if values.dtype == np.int32 and facts.bits == 32 and not facts.signed and values.min() < 0:
+        values = values.view(np.uint32)
+    if facts.white_is_zero:
+        reasons.append(WHITE_IS_ZERO)
+        if facts.floats or facts.signed:  # no number is the brightest, so that the range stays as it is
+            return values.min() + (values.max() - values)
+        return ((1 << facts.bits) - 1 - values.astype(np.int64)).astype(values.dtype)
+    return values

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from stable_sam_cuda.notes import printable
-from stable_sam_cuda.picture_depth import is_deep, read_by_opencv, white_of
+from stable_sam_cuda.picture_depth import as_meant, is_deep, read_by_opencv, white_of
 from stable_sam_cuda.tiff_header import (
     DAMAGE,
     ORIENTATION,
@@ -46,7 +46,6 @@ FIRST_OF_SEVERAL = "the file holds several frames or pages; only the first is re
 CUT_TO_8_BITS = "colours of 16 bits are cut to their upper 8 bits; save as 16-bit PNG or TIFF in RGB to keep them"
 NO_EXIF = "the EXIF data cannot be read, so the picture is not turned"
 NO_OPACITY = "the fourth band is not transparency, as far as the file says and as it looks; it is not used"
-WHITE_IS_ZERO = "the file says that zero is white (WhiteIsZero), so its values are inverted"
 BANDS_IGNORED = "bands beyond colour and transparency are not used"
 
 
@@ -258,7 +257,7 @@ def _read_opened(path: Path, picture: ImageFile.ImageFile, what: str) -> Stored:
         if pixels.mode.startswith(("I", "F")):
             pixels = np.asarray(pixels)
         if facts:
-            pixels = _as_meant(pixels, facts, reasons)
+            pixels = as_meant(pixels, facts, reasons)
         several = _shows_several(picture, form)
     reasons += [*more, *([FIRST_OF_SEVERAL] if several else [])]
     if facts and opacity is not None and not (facts.extra[:1] in ((1,), (2,)) and _looks_like_opacity(opacity)):
@@ -267,23 +266,6 @@ def _read_opened(path: Path, picture: ImageFile.ImageFile, what: str) -> Stored:
     premultiplied = opacity is not None and facts is not None and facts.extra[0] == 1
     lossy = form in ("JPEG", "MPO", "AVIF") or (form == "WEBP" and b"VP8 " in _first_bytes(path, 64))
     return Stored(pixels, opacity, premultiplied, form, lossy, turned_by, reasons)
-
-
-def _as_meant(pixels: Image.Image | np.ndarray, facts: TiffFacts, reasons: list[str]) -> Image.Image | np.ndarray:
-    """The values of a TIFF of one band, by its sign and its white: Pillow heeds them in fewer bits, or not at all."""
-    if facts.bands != 1 or (isinstance(pixels, Image.Image) and not (facts.signed and pixels.mode == "L")):
-        return pixels
-    values = np.asarray(pixels)
-    if values.dtype == np.uint8:
-        return values.view(np.int8).astype(np.int16)
-    if values.dtype == np.int32 and facts.bits == 32 and not facts.signed and values.min() < 0:
-        values = values.view(np.uint32)
-    if facts.white_is_zero:
-        reasons.append(WHITE_IS_ZERO)
-        if facts.floats or facts.signed:  # no number is the brightest, so that the range stays as it is
-            return values.min() + (values.max() - values)
-        return ((1 << facts.bits) - 1 - values.astype(np.int64)).astype(values.dtype)
-    return values
 
 
 def _looks_like_opacity(band: np.ndarray) -> bool:
@@ -359,6 +341,6 @@ def _read_unknown_tiff(path: Path, facts: TiffFacts, what: str) -> Stored:
         raise PictureError(f"{what} {printable(path)}: {unusable(path, facts)}")
     values, _ = read_by_opencv(path, facts.size)
     reasons = [BANDS_IGNORED] * (facts.bands == 4) + [FIRST_OF_SEVERAL] * facts.several
-    values = np.asarray(_as_meant(values, facts, reasons))
+    values = np.asarray(as_meant(values, facts, reasons))
     turned = turn(values, facts.orientation)
     return Stored(turned, None, False, "TIFF", False, facts.orientation, reasons)

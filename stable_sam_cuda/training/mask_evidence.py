@@ -167,3 +167,11 @@ def is_void(parts: Sequence[Evidence], void: int) -> bool:
     with_void = [found for found in with_objects if found[-1] == void]
     beside_others = all(len(found) > 1 for found in with_void)
     return bool(runs_from_1 and beside_others and 2 * len(with_void) >= len(with_objects))
+
+
+def may_be_void(parts: Sequence[Evidence], void: int) -> bool:
+    """Whether ``void`` lies beside other ids that do not run up to it, counted in their own steps."""
+    values = pooled(parts).values if parts else np.zeros(0, np.int64)
+    if len(values) < 2 or values[-1] != void or values[0] < 0:
+        return False
+    return bool(values[-2] != void - np.gcd.reduce(values.astype(np.int64)))

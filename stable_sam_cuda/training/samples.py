@@ -15,6 +15,10 @@ from stable_sam_cuda.training.mask_files import MaskSet, read_ids
 __all__ = ["MaskSet", "MaskedImage", "Sample", "digest_of_file", "read_ids", "set_of"]
 
 TURNED = "the mask fits the picture as stored, so it is turned along with it, as the picture's EXIF data say"
+AMBIGUOUS = (
+    "EXIF data turn the picture, and its mask is taken as drawn on the turned one; if it was drawn on the picture as "
+    "stored, save the picture without its EXIF orientation"
+)
 
 
 class Sample(Protocol):
@@ -88,7 +92,8 @@ class MaskedImage:
     def load(self) -> tuple[np.ndarray, np.ndarray]:
         """Picture (H, W, 3) RGB uint8 and object ids (H, W) uint8 or uint16.
 
-        A mask of the size that the picture has on disk is turned along with it.
+        A mask of the size that the picture has on disk is turned along with it. Where sizes cannot tell whether a mask
+        was drawn on the picture as stored or as turned, it is taken as drawn on the turned one, and that is noted.
 
         Raises:
             ValueError, OSError: a file is missing or cannot be read, or picture and mask differ in size.
@@ -102,7 +107,17 @@ class MaskedImage:
                 raise ValueError(f"{self.name}: picture has size {image.shape[:2]}, its mask {ids.shape}")
             note(TURNED, self.mask)
             ids = np.ascontiguousarray(turned)
+        elif self._may_be_of_the_stored():
+            note(AMBIGUOUS, self.mask)
         return image, ids
+
+    def _may_be_of_the_stored(self) -> bool:
+        """Whether a mask that fits the turned picture, and has no turn of its own, fits the stored one as well."""
+        tag = picture.orientation(self.image)
+        if tag == 1 or picture.orientation(self.mask, "mask") != 1:
+            return False
+        width, height = picture.stored_size(self.image)
+        return tag < 5 or width == height
 
     def picture_digest(self) -> str:
         """SHA-256 of the picture's bytes and of the rule that it is read by.
@@ -113,12 +128,12 @@ class MaskedImage:
         return digest_of_file(self.image, picture.RULE)
 
     def digest(self) -> str:
-        """SHA-256 of the picture's digest, the mask's bytes, and what masks of its set mean.
+        """SHA-256 of the picture's digest, the mask's bytes, and of what masks of its set mean.
 
         Raises:
             OSError: a file cannot be read.
         """
-        return digest_of_file(self.mask, self.picture_digest(), mask_files.RULE, self._set.meaning)
+        return digest_of_file(self.mask, self.picture_digest(), mask_files.RULE, self._set.rule)
 
     @property
     def _set(self) -> MaskSet:

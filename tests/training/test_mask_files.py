@@ -436,3 +436,167 @@ def test_digests_follow_bytes_and_meaning(tmp_path):
     assert one.picture_digest() == picture_digest
     written(image, np.ones((60, 80, 3), np.uint8))
     assert one.picture_digest() != picture_digest
+
+
+IDS_IN_GT = {
+    "many": [grid(20), grid(7)],
+    "two-each": [grid(2), grid(2)],
+    "16-bit": [grid(300), grid(400)],
+    "voc": [np.where(grid(3) == 3, 255, grid(3)), grid(2)],
+}
+
+
+@pytest.mark.parametrize("masks", IDS_IN_GT.values(), ids=IDS_IN_GT)
+def test_ids_that_are_given_as_binary_are_said_once(tmp_path, masks):
+    paths = written_set(tmp_path, masks)
+    mask_set = MaskSet(paths, "binary")
+    ids, told = told_by(lambda: [mask_set.read(path) for path in paths])
+    assert all(one.max() == 1 for one in ids)
+    assert ["say --masks instances" in one.reason for one in told] == [True]
+
+
+@pytest.mark.parametrize("masks", [[mask] for mask in SOFT.values()] + [[disc().astype(np.uint8)]], ids=[*SOFT, "0-1"])
+def test_binary_masks_that_are_given_as_binary_are_read_without_a_word(tmp_path, masks):
+    path = written_set(tmp_path, masks)[0]
+    assert not told_by(lambda: MaskSet([path], "binary").read(path))[1]
+
+
+WIDE = {
+    "16-bit-255": (np.uint16, 3, 255),
+    "16-bit-65535": (np.uint16, 300, 65535),
+    "32-bit-255": (np.int32, 3, 255),
+    "32-bit-65535": (np.int32, 300, 65535),
+    "32-bit-largest": (np.int32, 3, (1 << 31) - 1),
+    "unsigned-32-bit-largest": (np.uint32, 3, (1 << 32) - 1),
+    "float-255": (np.float32, 3, 255),
+}
+
+
+@pytest.mark.parametrize(("dtype", "count", "void"), WIDE.values(), ids=WIDE)
+def test_the_void_border_of_more_than_8_bits(tmp_path, dtype, count, void):
+    ids = grid(count).astype(np.int64)
+    path = written(tmp_path / "mask.tif", bordered(ids, void).astype(dtype), photometric="minisblack")
+    for masks in ("void", "auto"):
+        read, told = told_by(lambda masks=masks: read_ids(path, masks))
+        assert (read == ids).all()
+        assert any(f"the value {void}" in one.reason for one in told) == (masks == "auto")
+
+
+@pytest.mark.parametrize("mask", [grid(3), grid(300), grid(3).astype(np.float32)], ids=["8-bit", "16-bit", "float"])
+def test_void_without_a_border_is_said(tmp_path, mask):
+    path = written(tmp_path / "mask.tif", mask, photometric="minisblack")
+    ids, told = told_by(lambda: read_ids(path, "void"))
+    assert (ids == mask).all()
+    assert ["no border to leave out" in one.reason for one in told] == [True]
+
+
+UNCLAIMED = {
+    "class-ids": [np.where(grid(2) == 2, 255, grid(2) * 15)],
+    "few-of-many": [np.where(grid(4) == 4, 255, np.array([0, 1, 2, 9, 0], np.uint8)[grid(4)])],
+    "one-file-of-five": [grid(3), grid(2), grid(4), grid(5), bordered(grid(2), 255)],
+    "4-bit": [np.where(grid(3) == 3, 255, grid(3) * 17)],
+    "16-bit": [np.where(grid(2) == 2, 65535, grid(2).astype(np.uint16) * 700)],
+}
+
+
+@pytest.mark.parametrize("masks", UNCLAIMED.values(), ids=UNCLAIMED)
+def test_a_largest_value_that_is_taken_for_an_id_is_said_once(tmp_path, masks):
+    paths = written_set(tmp_path, masks)
+    mask_set = MaskSet(paths)
+    ids, told = told_by(lambda: [mask_set.read(path) for path in paths])
+    assert all((one == mask).all() for one, mask in zip(ids, masks, strict=True))
+    assert ["say --masks void" in one.reason for one in told] == [True]
+
+
+@pytest.mark.parametrize("mask", [grid(255), grid(5) * 51, grid(15) * 17, soft(255)], ids=["255", "51", "17", "soft"])
+def test_ids_up_to_the_largest_value_are_read_without_a_word(tmp_path, mask):
+    path = written(tmp_path / "mask.png", mask)
+    assert not told_by(lambda: read_ids(path))[1]
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.int16, np.int32, np.float32])
+@pytest.mark.parametrize("value", [-1, "least"])
+def test_negative_no_values_are_background(tmp_path, dtype, value):
+    if value == "least":
+        value = np.iinfo(dtype).min if dtype not in (np.int8, np.float32) else -9999 if dtype == np.float32 else -1
+    path = written(tmp_path / "mask.tif", bordered(grid(3).astype(np.int64), value).astype(dtype))
+    ids, told = told_by(lambda: read_ids(path))
+    assert (ids == grid(3)).all()
+    assert ["negative" in one.reason for one in told] == [True]
+
+
+@pytest.mark.parametrize("outside", [1, 100, 127, 128, 200])
+def test_alpha_is_cut_midway_between_its_lowest_and_highest(tmp_path, outside):
+    path = written(tmp_path / "mask.png", with_alpha(BRUSH, np.where(ONE, 255, outside)))
+    assert (read_ids(path) == ONE).all()
+
+
+@pytest.mark.parametrize(("dtype", "white"), [(np.uint8, 255), (np.uint16, 65535), (np.float32, 2)])
+def test_masks_whose_zero_is_white_are_no_negatives(tmp_path, dtype, white):
+    path = written(tmp_path / "mask.tif", (white - TWO.astype(np.float64)).astype(dtype), photometric="miniswhite")
+    assert (read_ids(path) == TWO).all()
+
+
+def test_ids_of_32_bits_beyond_31_are_kept_apart(tmp_path):
+    mask = np.array([0, 3_000_000_000, 4_000_000_000], np.uint32)[TWO]
+    assert (read_ids(written(tmp_path / "mask.tif", mask, photometric="minisblack")) == TWO).all()
+
+
+@pytest.mark.parametrize("how", ["lines", "blurred-strokes", "faint-strokes"])
+@pytest.mark.parametrize("count", [1, 8])
+def test_thin_soft_strokes_are_one_object(tmp_path, how, count):
+    random = np.random.default_rng(0)
+    masks = []
+    for _ in range(4):
+        mask = np.zeros((240, 320), np.uint8)
+        for start in random.integers(30, 200, (count, 2)):
+            end = start + random.integers(-25, 100, 2)
+            cv2.line(mask, start.tolist(), end.tolist(), 255, 1, cv2.LINE_AA)
+        blurred = cv2.GaussianBlur(mask.astype(np.float32), (0, 0), 1.2)
+        masks.append(mask if how == "lines" else blurred * (255 / blurred.max() if how == "blurred-strokes" else 1))
+    paths = written_set(tmp_path, [np.rint(mask).astype(np.uint8) for mask in masks])
+    assert MaskSet(paths).meaning == "binary"
+
+
+@pytest.mark.parametrize("values", [(254, 255), (100, 101), (1, 2), (253, 254, 255)], ids=str)
+def test_regions_that_fill_the_picture_are_kept_or_doubted(tmp_path, values):
+    mask = np.repeat(np.array(values, np.uint8), 30)[None].repeat(60, 0)
+    ids, told = told_by(lambda: read_ids(written(tmp_path / "mask.png", mask)))
+    assert (ids == mask).all() or told
+
+
+@pytest.mark.parametrize("soft_edges", [False, True], ids=["hard", "soft"])
+def test_a_picture_cut_out_is_the_mask_that_its_opacity_is(tmp_path, soft_edges):
+    alpha = soft(255, blur=1) if soft_edges else (disc() * 255).astype(np.uint8)
+    photo = np.random.default_rng(0).integers(0, 256, (3, *alpha.shape))
+    ids, told = told_by(lambda: read_ids(written(tmp_path / "mask.png", with_alpha(photo, alpha))))
+    assert (ids == (alpha > 127)).all()
+    assert ["cut out by transparency" in one.reason for one in told] == [True]
+
+
+def test_few_opaque_colours_are_refused_with_a_word_about_opacity(tmp_path):
+    picture = with_alpha(np.where(TWO == 1, BRUSH, BRUSH[::-1]), (TWO > 0) * 255)
+    with pytest.raises(ValueError, match="got colours; if its opacity is the mask, save that as grey"):
+        read_ids(written(tmp_path / "mask.png", picture))
+
+
+def test_a_mask_in_opacity_among_ids_is_called_so(tmp_path):
+    paths = [*written_set(tmp_path, [grid(3), grid(9)]), written(tmp_path / "z.png", with_alpha(255, ONE * 255))]
+    ids, told = told_by(lambda: MaskSet(paths).read(paths[-1]))
+    assert (ids == ONE).all()
+    assert ["kept as transparency" in one.reason for one in told] == [True]
+
+
+@pytest.mark.parametrize("tag", range(1, 9))
+@pytest.mark.parametrize("shape", [(60, 80), (60, 60)], ids=["oblong", "square"])
+@pytest.mark.parametrize("own_turn", [False, True], ids=["plain-mask", "turned-mask"])
+def test_a_mask_that_may_be_of_the_picture_as_stored_is_said(tmp_path, tag, shape, own_turn):
+    exif = Image.Exif()
+    exif[0x0112] = tag
+    image = written(tmp_path / "image.png", np.zeros((*shape, 3), np.uint8), exif=exif)
+    ids = TWO[: shape[0], : shape[1]]
+    ids = ids if tag < 5 or own_turn else np.ascontiguousarray(ids.T)
+    mask = written(tmp_path / "mask.png", ids, **({"exif": exif} if own_turn else {}))
+    _, told = told_by(MaskedImage("set/a", image, mask).load)
+    unclear = tag > 1 and (tag < 5 or shape == (60, 60)) and not own_turn
+    assert ["EXIF data turn the picture" in one.reason for one in told] == [True] * unclear
