@@ -1,5 +1,8 @@
 """Pixels that Pillow would cut to their upper 8 bits, or misread: which files have them, and what they are."""
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -58,6 +61,30 @@ def white_of(values: np.ndarray) -> int:
     return next((1 << bits) - 1 for bits in (8, 10, 12, 14, 16) if brightest < 1 << bits)
 
 
+_lock = threading.Lock()
+_readers, _level_before = 0, 0
+
+
+@contextmanager
+def _opencv_silent() -> Iterator[None]:
+    """Keep OpenCV from logging every tag of a TIFF that it does not know; what it cannot read is told by its result.
+
+    The level is the whole process's: the first of several threads lowers it, the last one restores it.
+    """
+    global _readers, _level_before
+    with _lock:
+        if not _readers:
+            _level_before = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+        _readers += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _readers -= 1
+            if not _readers:
+                cv2.utils.logging.setLogLevel(_level_before)
+
+
 def read_by_opencv(path: Path, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray | None]:
     """Pixels (H, W) or (H, W, 3) RGB in full depth, not turned, and the fourth band where there is one.
 
@@ -68,7 +95,8 @@ def read_by_opencv(path: Path, size: tuple[int, int]) -> tuple[np.ndarray, np.nd
         raise ValueError(f"{path.stat().st_size:,} bytes, more than {MAX_DEEP_BYTES:,} for 16 bits or floats")
     content = np.fromfile(path, np.uint8)
     forget_orientation(content)
-    values = cv2.imdecode(content, cv2.IMREAD_UNCHANGED)
+    with _opencv_silent():
+        values = cv2.imdecode(content, cv2.IMREAD_UNCHANGED)
     if values is None or values.shape[:2] != size[::-1] or values.dtype.kind not in "uf":
         raise ValueError("colours of 16 bits or floats that OpenCV cannot read")
     if values.ndim == 2 or values.shape[2] == 1:

@@ -433,3 +433,13 @@ def test_a_palette_with_transparency_is_read_without_pillows_warning(tmp_path: P
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         read_picture(tmp_path / "photo.png")
+
+
+def test_opencv_logs_nothing_about_tags_and_keeps_its_level(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "photo.tif"
+    tifffile.imwrite(path, rgb16(16), photometric="rgb", extratags=[(65000, "H", 1, 7, True)])
+    before = cv2.utils.logging.getLogLevel()
+    with ThreadPoolExecutor(4) as workers:
+        list(workers.map(read_picture, [path] * 20))
+    assert cv2.utils.logging.getLogLevel() == before
+    assert capfd.readouterr().err == ""
