@@ -21,12 +21,27 @@ from stable_sam_cuda.training.coco_files import (
     read_entries,
 )
 from stable_sam_cuda.training.samples import digest_of_file, set_of
-from stable_sam_cuda.training.segmentations import SegmentationError, area_of, borders_of, decode_segmentation, paint
+from stable_sam_cuda.training.segmentations import (
+    SegmentationError,
+    area_of,
+    borders_around,
+    borders_of,
+    decode_segmentation,
+    filled,
+    paint,
+    size_of_runs,
+)
 
 __all__ = ["Annotation", "CocoImage", "NotCocoError", "decode_segmentation", "find_coco_images", "read_coco"]
 
 # Part of a picture's digest: raised when the same annotations give other masks than before.
-DECODING_RULE = 2
+DECODING_RULE = 3
+
+TURNED_RUNS = (
+    "an EXIF tag turns the picture; run lengths have the size of the picture before or after the turn, unlike its "
+    "entry, and are turned to fit"
+)
+BACKWARDS = {6: 8, 8: 6}  # EXIF orientations whose turn another one undoes; the others undo themselves
 
 
 @dataclass(frozen=True)
@@ -83,10 +98,10 @@ class CocoImage:
         entry = (self.width, self.height)
         if entry == seen:
             if tag != 1 and entry == stored:
-                self._note_once("an EXIF tag turns the picture; its annotations are taken as those of the turned one")
+                self.note_once("an EXIF tag turns the picture; its annotations are taken as those of the turned one")
             return 1
         if entry == stored:
-            self._note_once("an EXIF tag turns the picture; its annotations are those of the stored one, and turned")
+            self.note_once("an EXIF tag turns the picture; its annotations are those of the stored one, and turned")
             return tag
         turned = f"; stored as {stored[::-1]}, turned by EXIF orientation {tag}" if tag != 1 else ""
         raise ValueError(
@@ -94,21 +109,22 @@ class CocoImage:
         )
 
     def objects(self) -> dict[int, np.ndarray]:
-        """The borders of each object, by its annotation's place; see `segmentations`. In the file's frame.
+        """The borders of each object, by its annotation's place; see `segmentations`. In the entry's frame.
 
         Raises:
             ValueError: none can be decoded; the others' faults are noted, once.
+            OSError: the picture is needed to know how run lengths are turned, and cannot be read.
         """
         found: dict[int, np.ndarray] = {}
         faults = []
         for place, annotation in enumerate(self.annotations):
             try:
-                found[place] = borders_of(annotation.get("segmentation"), self.height, self.width)
+                found[place] = self._borders(annotation)
             except SegmentationError as error:
                 faults.append((place, annotation, error))
         # What makes the whole picture useless is said by whoever skips it.
         for place, annotation, fault in faults if found else faults[1:]:
-            self._note_once(f"annotation left out: {fault.reason}", annotation_label(annotation, place), fault.got)
+            self.note_once(f"annotation left out: {fault.reason}", annotation_label(annotation, place), fault.got)
         if not found and faults:
             place, annotation, fault = faults[0]
             label = annotation_label(annotation, place)
@@ -119,21 +135,46 @@ class CocoImage:
         """The crowds that can be decoded, and their borders; the others' faults are noted, once."""
         for place, crowd in enumerate(self.crowds):
             try:
-                yield crowd, borders_of(crowd.get("segmentation"), self.height, self.width)
+                yield crowd, self._borders(crowd)
             except SegmentationError as error:
-                self._note_once(f"crowd left out: {error.reason}", annotation_label(crowd, place), error.got)
+                self.note_once(f"crowd left out: {error.reason}", annotation_label(crowd, place), error.got)
 
     def mask(self, place: int) -> np.ndarray:
-        """The whole mask (H, W) bool of one object, in the file's frame.
+        """The whole mask (H, W) bool of one object, in the entry's frame.
 
         Raises:
             ValueError: the annotation has no segmentation, or a broken one.
         """
         annotation = self.annotations[place]
         try:
-            return decode_segmentation(annotation.get("segmentation"), self.height, self.width)
+            return filled(self._borders(annotation), self.height, self.width)
         except ValueError as error:
             raise ValueError(f"{self.name}: {annotation_label(annotation, place)}: {error}") from error
+
+    def is_turned(self, annotation: Annotation) -> bool:
+        """Whether the annotation's run lengths are of the picture as stored and its entry as seen, or the reverse.
+
+        Raises:
+            ValueError, OSError: the picture cannot be read.
+        """
+        size = size_of_runs(annotation.get("segmentation"))
+        swapped = self.height != self.width and size == (self.width, self.height)
+        return swapped and picture.orientation(self.image) >= 5
+
+    def _borders(self, annotation: Annotation) -> np.ndarray:
+        """An object's borders in the entry's frame.
+
+        Raises:
+            SegmentationError: as `borders_of`.
+            ValueError, OSError: as `is_turned`.
+        """
+        if not self.is_turned(annotation):
+            return borders_of(annotation.get("segmentation"), self.height, self.width)
+        self.note_once(TURNED_RUNS)
+        mask = filled(borders_of(annotation.get("segmentation"), self.width, self.height), self.width, self.height)
+        tag = picture.orientation(self.image)
+        # Upright as the picture is seen, the entry is; else the masks are turned back to the stored picture.
+        return borders_around(picture.turn(mask, tag if self.orientation() == 1 else BACKWARDS.get(tag, tag)))
 
     def picture_digest(self) -> str:
         """SHA-256, in hexadecimal digits, of what decides on the picture that `load` returns.
@@ -161,9 +202,10 @@ class CocoImage:
                     if len(borders)
                     else "object left out: no pixel is in its picture"
                 )
-                self._note_once(reason, annotation_label(self.annotations[place], place))
+                self.note_once(reason, annotation_label(self.annotations[place], place))
 
-    def _note_once(self, reason: str, place: str = "", got: str = "") -> None:
+    def note_once(self, reason: str, place: str = "", got: str = "") -> None:
+        """Note what is decided or lost of this picture, or of the annotation at ``place``, unless it has been."""
         subject = ": ".join(filter(None, (printable(self.file), f"picture {self.name}", place)))
         subject += f" (got {got})" if got else ""
         if f"{subject}: {reason}" not in self._said:

@@ -20,6 +20,10 @@ FARTHEST = 1e7
 CROSSINGS_A_PASS = 1 << 18
 
 
+# Corners that are fractions of the picture may be so far beyond its edges.
+ROUNDING = 0.05
+
+
 class SegmentationError(ValueError):
     """A segmentation that cannot be used: ``reason`` is the same text for all such, ``got`` is what this one has."""
 
@@ -36,7 +40,7 @@ def decode_segmentation(segmentation: Any, height: int, width: int) -> np.ndarra
 
     Raises:
         SegmentationError (a ValueError): there is none, a polygon has fewer than three corners, a number is none or
-            not finite, or the run lengths do not fit the picture.
+            not finite, all corners lie within 0 to 1, or the run lengths do not fit the picture.
     """
     return filled(borders_of(segmentation, height, width), height, width)
 
@@ -53,7 +57,37 @@ def borders_of(segmentation: Any, height: int, width: int) -> np.ndarray:
         return _runs(segmentation, height, width)
     if not isinstance(segmentation, list | tuple):
         raise SegmentationError("segmentation: expected polygons or run lengths, got something else", segmentation)
-    return _union([_outline(corners, height, width) for corners in _polygons(segmentation)])
+    polygons = _polygons(segmentation)
+    if max(height, width) > 1 and are_fractions(np.concatenate(polygons)):
+        raise SegmentationError(
+            "segmentation: expected corners in pixels, got ones within 0 to 1, which seem to be fractions of the picture"
+        )
+    return _union([_outline(corners, height, width) for corners in polygons])
+
+
+def are_fractions(numbers: Any) -> bool:
+    """Whether lengths look normalised by the picture's size: all within 0 to 1, but for rounding."""
+    return bool(np.min(numbers) > -ROUNDING and np.max(numbers) < 1 + ROUNDING)
+
+
+def size_of_runs(segmentation: Any) -> tuple[float, float] | None:
+    """Height and width that run lengths say they are for; None for other segmentations."""
+    size = segmentation.get("size") if isinstance(segmentation, dict) else None
+    if not isinstance(size, list | tuple) or len(size) != 2 or not all(isinstance(one, int | float) for one in size):
+        return None
+    return size[0], size[1]
+
+
+def borders_around(mask: np.ndarray) -> np.ndarray:
+    """Borders (N,) int64 of a mask (H, W) bool."""
+    return np.flatnonzero(np.diff(mask.ravel("F"), prepend=False, append=False))
+
+
+def box_around(borders: np.ndarray, height: int, width: int) -> tuple[int, int, int, int] | None:
+    """The smallest box x0, y0, x1, y1 around an object, from edge to edge of pixels; None where it has no pixel."""
+    mask = filled(borders, height, width)
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    return (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1) if len(rows) else None
 
 
 def area_of(borders: np.ndarray) -> int:

@@ -7,7 +7,9 @@ import warnings
 import numpy as np
 import pytest
 from PIL import Image
+from pycocotools import mask as pycoco_mask
 
+from stable_sam_cuda import picture
 from stable_sam_cuda.notes import DataWarning
 from stable_sam_cuda.training.coco_images import decode_segmentation
 from stable_sam_cuda.training.dataset import check_samples, find_masked_images
@@ -174,6 +176,44 @@ def test_annotations_of_the_picture_as_it_is_seen_are_not_turned(orientation, tm
     # Where both are of one size, nobody can know: it is said, once.
     reasons = ["an EXIF tag turns the picture; its annotations are taken as those of the turned one"]
     assert [one.message.reason for one in caught] == (reasons if orientation < 5 else [])
+
+
+@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
+@pytest.mark.parametrize("form", ["plain", "packed"])
+@pytest.mark.parametrize("entry_as", ["seen", "stored"])
+def test_run_lengths_in_the_other_frame_than_their_entry_are_turned_to_it(entry_as, form, orientation, tmp_path):
+    stored = np.asarray(turned(tmp_path, "a.png", orientation))
+    whole = np.random.default_rng(1).random((HEIGHT, WIDTH)) < 0.3  # the object on the stored picture
+    seen = picture.turn(whole, orientation)
+    given, size = (whole, seen.shape) if entry_as == "seen" else (seen, whole.shape)
+    steps = np.flatnonzero(np.diff(given.ravel("F"), prepend=False, append=False)).tolist()
+    runs = {"size": list(given.shape), "counts": np.diff([0, *steps, given.size]).tolist()}
+    if form == "packed":
+        runs = pycoco_mask.frPyObjects(runs, *given.shape)
+        runs["counts"] = runs["counts"].decode()
+    entry = {"height": size[0], "width": size[1]}
+    path = write(tmp_path / "x.coco.json", [annotation(1, runs), annotation(2, SQUARE)], **entry)
+    (sample,) = find_samples(path)
+    with pytest.warns(DataWarning, match="run lengths have the size of the picture before or after the turn"):
+        image, ids = sample.load()
+    assert ids.shape == seen.shape == image.shape[:2]
+    # A polygon beside it stays in the frame of the entry.
+    square = decode_segmentation(SQUARE, *size)
+    square = square if entry_as == "seen" else picture.turn(square, orientation)
+    assert ((ids == 1) == (seen & ~square)).all()
+    assert sorted(map(tuple, image[ids == 1])) == sorted(map(tuple, stored[whole & ~on_stored(square, orientation)]))
+
+
+def on_stored(square, orientation):
+    """The square on the stored picture: the turn that undoes the picture's."""
+    return picture.turn(square, {6: 8, 8: 6}.get(orientation, orientation))
+
+
+def test_swapped_run_lengths_without_a_turn_are_refused(tmp_path):
+    put_pictures(tmp_path, "a.png")
+    runs = {"size": [WIDTH, HEIGHT], "counts": [0, 20, 580]}
+    (fault,) = check_samples(find_samples(write(tmp_path / "x.coco.json", [annotation(1, runs)])))[1]
+    assert "got another, with width and height swapped" in fault[1]
 
 
 def test_another_size_of_a_turned_picture_tells_of_the_turn(tmp_path):

@@ -6,11 +6,11 @@ import time
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as pycoco_mask
 
-from stable_sam_cuda.training.segmentations import SegmentationError, decode_segmentation
+from stable_sam_cuda.training.segmentations import SegmentationError, borders_around, borders_of, decode_segmentation
 
 # pycocotools on a numpy that is newer.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -42,6 +42,7 @@ def pairs(numbers):
 @given(polygons=POLYGONS, height=SIDES, width=SIDES)
 def test_polygons_have_the_pixels_of_cocos_own_tools(polygons, height, width):
     flat = [[one for corner in polygon for one in corner] for polygon in polygons]
+    assume(any(not -0.05 < one < 1.05 for polygon in flat for one in polygon))
     assert (decode_segmentation(flat, height, width) == by_pycocotools(flat, height, width)).all()
 
 
@@ -56,6 +57,27 @@ def test_run_lengths_of_every_form_are_the_mask_again(height, width, data):
     for form in (packed["counts"], packed["counts"].decode(), counts, [float(one) for one in counts], [*counts, 0, 0]):
         found = decode_segmentation({"size": [height, width], "counts": form}, height, width)
         assert (found == mask).all()
+    assert (borders_around(mask) == borders_of(packed, height, width)).all()
+
+
+FRACTIONS = {
+    "square": [[0.1, 0.2, 0.6, 0.2, 0.6, 0.7, 0.1, 0.7]],
+    "whole_picture": [[0, 0, 1, 0, 1, 1, 0, 1]],
+    "several": [[0.1, 0.2, 0.6, 0.2, 0.6, 0.7], [0.8, 0.9, 0.95, 0.9, 0.99, 0.99]],
+    "pairs": [[0.1, 0.2], [0.6, 0.2], [0.6, 0.7]],
+    "rounded_beyond_the_edge": [[-1e-6, 0.2, 1.0000001, 0.2, 0.6, 0.7]],
+}
+
+
+@pytest.mark.parametrize("segmentation", FRACTIONS.values(), ids=FRACTIONS)
+def test_corners_that_are_fractions_of_the_picture_are_refused(segmentation):
+    with pytest.raises(SegmentationError, match="expected corners in pixels, got ones within 0 to 1"):
+        decode_segmentation(segmentation, HEIGHT, WIDTH)
+
+
+def test_an_object_of_a_few_pixels_in_the_corner_is_no_fraction():
+    assert decode_segmentation([[0, 0, 2, 0, 2, 1, 0, 1]], HEIGHT, WIDTH).sum() == 2
+    assert decode_segmentation([[0, 0, 1, 0, 1, 1], [5, 5, 7, 5, 7, 7, 5, 7]], HEIGHT, WIDTH).sum() >= 4
 
 
 def test_run_lengths_of_a_large_picture():
