@@ -26,7 +26,7 @@ from stable_sam_cuda.training.prompts import boxes_in_iou_band
 from stable_sam_cuda.training.rts import BAND_KINDS
 from stable_sam_cuda.training.samples import Sample
 from stable_sam_cuda.training.seeds import seed_of
-from stable_sam_cuda.training.segmentations import FARTHEST, area_of, filled
+from stable_sam_cuda.training.segmentations import FARTHEST, are_fractions, area_of, box_around, filled
 
 try:
     from faster_coco_eval import COCO, COCOeval_faster
@@ -36,15 +36,21 @@ except ImportError as error:
 
 BOX_BANDS = {"gt_box": None, **BAND_KINDS}  # prompt kinds whose masks can be judged so, and the IoU of their boxes
 STATISTICS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
+NO_CATEGORY = "annotation left out of the average precision: expected a category_id, got another or none"
+BOX_OF_MASK = "expected a bbox of four numbers in pixels, got another or none; the box around the mask is prompted"
+TURNED_BOX = "the run lengths are turned to fit their entry, so the box around the mask is prompted, not the bbox"
+NO_BOX = "annotation left out of the average precision: expected a bbox or a mask with a pixel in the picture"
 Detection = dict[str, Any]
 
 
 def check_precision(samples: Sequence[Sample], kinds: Sequence[str]) -> list[CocoImage]:
     """The samples as pictures of a COCO file, after a check that `precision_by_kind` can judge them.
 
+    Annotations without a usable category_id are noted, once: they are neither prompted nor part of the truth.
+
     Raises:
         ValueError: a sample is no picture of a COCO file, two have one image id, none of ``kinds`` is in `BOX_BANDS`,
-            or an annotation has no usable bbox or category_id.
+            or no annotation has a usable category_id.
     """
     images = [sample for sample in samples if isinstance(sample, CocoImage)]
     if len(images) < len(samples):
@@ -56,14 +62,16 @@ def check_precision(samples: Sequence[Sample], kinds: Sequence[str]) -> list[Coc
     number, count = Counter(_image_id(image) for image in images).most_common(1)[0] if images else (None, 0)
     if count > 1:
         raise ValueError(f"data: expected pictures of one COCO file, got {count} pictures of the id {number!r}")
+    usable = 0
     for image in images:
-        for place in range(len(image.annotations)):
-            _box(image, place)
         for place, annotation in enumerate(image.annotations + image.crowds):
-            category = annotation.get("category_id")
-            if not isinstance(category, int | str) or isinstance(category, bool):
-                label = f"{image.name}: {annotation_label(annotation, place)}"
-                raise ValueError(f"{label}: expected a category_id, got {reprlib.repr(category)}")
+            if _has_category(annotation):
+                usable += place < len(image.annotations)
+            else:
+                got = reprlib.repr(annotation.get("category_id"))
+                image.note_once(NO_CATEGORY, annotation_label(annotation, place), got)
+    if images and not usable:
+        raise ValueError("data: expected annotations with a category_id, got none")
     return images
 
 
@@ -109,15 +117,19 @@ def segment_boxes(
         One entry an object: image_id, category_id, segmentation (run lengths), score (the predicted IoU).
 
     Raises:
-        ValueError, OSError: a picture cannot be read, the band is not within (0, 1), or an object has no box.
+        ValueError, OSError: a picture cannot be read, or the band is not within (0, 1).
     """
     detections = []
     for image in images:
-        places = list(image.objects())
+        prompted = _boxes(image)
+        places = list(prompted)
+        if not places:
+            progress(image)
+            continue
         tag = image.orientation()
         shown = picture.read_picture(image.image)
         predictor.set_image(np.asarray(shown))
-        boxes = torch.stack([_turned(_box(image, place), image, tag) for place in places])
+        boxes = torch.stack([_turned(box, image, tag) for box in prompted.values()])
         if band is not None:
             generator = torch.Generator().manual_seed(seed_of(seed, image.name, band))
             # COCO's boxes reach from the edge of a pixel to the edge of a pixel: up to the width, not the last index.
@@ -135,25 +147,45 @@ def _image_id(image: CocoImage) -> Any:
     return image.annotations[0]["image_id"]
 
 
-def _box(image: CocoImage, place: int) -> Tensor:
-    """The annotation's box (4,) as x0, y0, x1, y1, in the file's frame.
+def _has_category(annotation: Annotation) -> bool:
+    category = annotation.get("category_id")
+    whole = isinstance(category, int | str) or (isinstance(category, float) and category.is_integer())
+    return whole and not isinstance(category, bool)
+
+
+def _boxes(image: CocoImage) -> dict[int, Tensor]:
+    """The box (4,) to prompt each object with, as x0, y0, x1, y1 in the entry's frame, by its annotation's place.
+
+    It is the annotation's bbox; the box around the mask where that is none, which is noted.
 
     Raises:
-        ValueError: there is none, or not four finite numbers with a width and a height.
+        ValueError, OSError: as `CocoImage.objects`.
     """
-    annotation = image.annotations[place]
-    box = annotation.get("bbox")
-    label = f"{image.name}: {annotation_label(annotation, place)}"
+    boxes: dict[int, Tensor] = {}
+    for place, borders in image.objects().items():
+        annotation = image.annotations[place]
+        if not _has_category(annotation):
+            continue
+        given: Any = annotation.get("bbox")
+        if (turned := image.is_turned(annotation)) or not _is_box(given):
+            around = box_around(borders, image.height, image.width)
+            if around is None:
+                image.note_once(NO_BOX, annotation_label(annotation, place), reprlib.repr(given))
+                continue
+            reason, got = (TURNED_BOX, "") if turned else (BOX_OF_MASK, reprlib.repr(given))
+            image.note_once(reason, annotation_label(annotation, place), got)
+            boxes[place] = torch.tensor(around, dtype=torch.float32)
+            continue
+        x, y, width, height = given
+        boxes[place] = torch.tensor([x, y, x + width, y + height], dtype=torch.float32)
+    return boxes
+
+
+def _is_box(box: Any) -> bool:
     if not isinstance(box, list | tuple) or len(box) != 4:
-        raise ValueError(f"{label}: expected a bbox of four, got {reprlib.repr(box)}")
+        return False
     sound = all(isinstance(one, int | float) and not isinstance(one, bool) and abs(one) < FARTHEST for one in box)
-    if not sound or box[2] < 0 or box[3] < 0:
-        raise ValueError(
-            f"{label}: expected a bbox of four numbers below {FARTHEST:g}, width and height not below 0, "
-            f"got {reprlib.repr(box)}"
-        )
-    x, y, width, height = box
-    return torch.tensor([x, y, x + width, y + height], dtype=torch.float32)
+    return sound and box[2] >= 0 and box[3] >= 0 and not are_fractions(box)
 
 
 def _turned(box: Tensor, image: CocoImage, tag: int) -> Tensor:
@@ -184,7 +216,7 @@ def average_precision(
 
     Masks that fall on a crowd count neither for nor against the model, as COCO has it. Each is `STATISTICS`: the mean
     over IoU thresholds 0.50 to 0.95, at 0.50, at 0.75, and for COCO's three sizes of objects; None where there is no
-    such object. Objects whose annotation cannot be decoded are no part of the truth.
+    such object. Objects that cannot be decoded, or have no category, are no part of the truth.
 
     Args:
         images: the pictures that were segmented; their objects are the truth.
@@ -233,8 +265,10 @@ def _truth(images: Sequence[CocoImage]) -> _Truth:
         height, width = (image.width, image.height) if tag >= 5 else (image.height, image.width)
         number = numbers[_image_id(image)]
         entries.append({"id": number, "height": height, "width": width})
-        objects = [(image.annotations[place], borders, 0) for place, borders in image.objects().items()]
-        for annotation, borders, crowd in objects + [(one, borders, 1) for one, borders in image.decoded_crowds()]:
+        found = image.objects()
+        objects = [(image.annotations[place], found[place], 0) for place in _boxes(image)]
+        crowds = [(one, borders, 1) for one, borders in image.decoded_crowds() if _has_category(one)]
+        for annotation, borders, crowd in objects + crowds:
             area = annotation.get("area")
             if not isinstance(area, int | float) or isinstance(area, bool) or not 0 < area < math.inf:
                 area = area_of(borders)

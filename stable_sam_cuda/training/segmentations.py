@@ -60,7 +60,7 @@ def borders_of(segmentation: Any, height: int, width: int) -> np.ndarray:
     polygons = _polygons(segmentation)
     if max(height, width) > 1 and are_fractions(np.concatenate(polygons)):
         raise SegmentationError(
-            "segmentation: expected corners in pixels, got ones within 0 to 1, which seem to be fractions of the picture"
+            "segmentation: expected corners in pixels, got ones within 0 to 1, as fractions of the picture are"
         )
     return _union([_outline(corners, height, width) for corners in polygons])
 

@@ -4,6 +4,7 @@ import contextlib
 import io
 import itertools
 import json
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,6 +15,7 @@ from pycocotools import mask as pycoco_mask
 from pycocotools.coco import COCO as PyCoco  # noqa: N811 (the name of the other library's)
 from pycocotools.cocoeval import COCOeval
 
+from stable_sam_cuda import picture
 from stable_sam_cuda.evaluation.coco import average_precision, check_precision, precision_by_kind, segment_boxes
 from stable_sam_cuda.notes import DataWarning
 from stable_sam_cuda.training.coco_images import find_coco_images
@@ -215,12 +217,6 @@ def test_boxes_follow_from_the_seed_alone(images):
     assert not any(map(torch.equal, boxes(images, 1), boxes(images, 2)))
 
 
-def test_object_without_a_box_is_named(images):
-    del images[1].annotations[2]["bbox"]
-    with pytest.raises(ValueError, match="tiny/2: annotation 6: expected a bbox of four, got None"):
-        segment_boxes(FillingPredictor(), images)
-
-
 def test_kinds_with_boxes_are_judged_and_pictures_without_a_coco_file_refused(images, tmp_path):
     precisions = precision_by_kind(FillingPredictor(), images, ["1_point", "gt_box", "box_60_70"])
     assert list(precisions) == ["gt_box", "box_60_70"]
@@ -251,23 +247,74 @@ BAD_BOXES = {
     "negative": [10, 10, -5, 4],
     "boolean": [True, 2, 3, 4],
     "nested": [[1], 2, 3, 4],
+    "fractions": [0.31, 0.4, 0.08, 0.1],
     "dictionary": {"x": 1},
 }
 
 
 @pytest.mark.parametrize("box", BAD_BOXES.values(), ids=BAD_BOXES)
-def test_a_bad_box_is_named_before_anything_is_segmented(box, coco_file):
+def test_a_bad_box_is_named_and_the_box_around_the_mask_prompted(box, coco_file):
     images = written(coco_file, lambda one: one.update(bbox=box) if one["id"] == 6 else None)
-    with pytest.raises(ValueError, match="tiny/2: annotation 6: expected a bbox of four"):
-        check_precision(images, ["gt_box"])
+    predictor = FillingPredictor()
+    with pytest.warns(
+        DataWarning, match=r"annotations\.json: picture tiny/2: annotation 6 .*: expected a bbox of four"
+    ):
+        precision = precision_by_kind(predictor, images, ["gt_box"])
+    assert predictor.boxes[1].tolist() == [[0, 0, 50, 50], [210, 150, 260, 200], [80, 80, 100, 100]]
+    assert precision["gt_box"]["score_1"]["ap"] == pytest.approx(100)
+
+
+def test_an_object_with_neither_box_nor_pixel_is_left_out(coco_file):
+    far = [[900, 900, 950, 900, 950, 950]]
+    images = written(coco_file, lambda one: one.update(bbox=None, segmentation=far) if one["id"] == 6 else None)
+    with pytest.warns(DataWarning, match="annotation 6 .*: annotation left out of the average precision"):
+        precision = precision_by_kind(FillingPredictor(), images, ["gt_box"])
+    assert precision["gt_box"]["score_1"]["ap"] == pytest.approx(100)
 
 
 @pytest.mark.parametrize("category", [None, [1], {"a": 1}, True, 1.5], ids=repr)
-def test_a_bad_category_is_named_before_anything_is_segmented(category, coco_file):
+def test_a_bad_category_is_named_at_the_start_and_costs_its_annotation_alone(category, coco_file):
     for number in (6, 7):  # an object, a crowd
         images = written(coco_file, lambda one, at=number: one.update(category_id=category if one["id"] == at else 1))
-        with pytest.raises(ValueError, match=f"annotation {number}: expected a category_id"):
+        with pytest.warns(DataWarning, match=f"tiny/2: annotation {number} .*: annotation left out of the average"):
             check_precision(images, ["gt_box"])
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            results = segment_boxes(FillingPredictor(), images)
+            assert average_precision(images, results)["score_1"]["ap"] == pytest.approx(100)
+        assert len(results) == (5 if number == 6 else 6)
+
+
+def test_a_picture_without_a_category_is_passed_over_and_a_file_without_one_refused(coco_file):
+    images = written(coco_file, lambda one: one.update(category_id=None) if one["image_id"] == 2 else None)
+    heard = []
+    with pytest.warns(DataWarning, match="expected a category_id"):
+        precision = precision_by_kind(FillingPredictor(), images, ["gt_box"], progress=heard.append)
+    assert precision["gt_box"]["score_1"]["ap"] == pytest.approx(100)
+    assert heard == images
+    images = written(coco_file, lambda one: one.pop("category_id"))
+    with pytest.raises(ValueError, match="data: expected annotations with a category_id, got none"):
+        check_precision(images, ["gt_box"])
+
+
+@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
+def test_run_lengths_in_the_other_frame_are_prompted_around_their_mask(orientation, coco_file):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for name in ("1.png", "2.png"):
+        with Image.open(coco_file.parent / name) as one:
+            one.copy().save(coco_file.parent / name, exif=exif)
+
+    def turn(annotation):
+        if not annotation["iscrowd"]:
+            mask = picture.turn(rectangle(*annotation["bbox"]), orientation)
+            annotation["segmentation"] = run_lengths(mask)
+            annotation["segmentation"]["counts"] = annotation["segmentation"]["counts"].decode()
+
+    images = written(coco_file, turn)
+    with pytest.warns(DataWarning, match="the box around the mask is prompted, not the bbox"):
+        precision = precision_by_kind(FillingPredictor(), images, ["gt_box"])
+    assert precision["gt_box"]["score_1"]["ap"] == pytest.approx(100)
 
 
 def test_what_cannot_be_judged_is_known_at_the_start(images, tmp_path):
@@ -312,8 +359,8 @@ def test_pictures_that_exif_turns_are_judged_in_one_frame(orientation, coco_file
     exif = Image.Exif()
     exif[0x0112] = orientation
     for name in ("1.png", "2.png"):
-        with Image.open(coco_file.parent / name) as picture:
-            picture.copy().save(coco_file.parent / name, exif=exif)
+        with Image.open(coco_file.parent / name) as one:
+            one.copy().save(coco_file.parent / name, exif=exif)
     images = find_coco_images(coco_file, "tiny")
     for band in (None, (0.6, 0.7)):
         predictor = FillingPredictor()
