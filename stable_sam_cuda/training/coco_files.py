@@ -1,6 +1,7 @@
 """COCO files: their entries checked one by one, so that a broken one costs itself alone."""
 
 import os
+import posixpath
 import reprlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -99,7 +100,7 @@ def _entries(images: list[Any], leave_out: Callable[[str, str], None]) -> tuple[
     first: dict[Any, Any] = {}
     ambiguous = set()
     for image in images:
-        if _image_fault(image) is None and first.setdefault(image["id"], image) != image:
+        if _image_fault(image) is None and _identity(first.setdefault(image["id"], image)) != _identity(image):
             ambiguous.add(image["id"])
     entries: dict[Any, CocoEntry] = {}
     broken = set()
@@ -140,6 +141,11 @@ def _image_fault(image: Any) -> str | None:
     if image["height"] * image["width"] > MAX_PIXELS:
         return f"expected at most {MAX_PIXELS:,} pixels, got more"
     return None
+
+
+def _identity(image: Any) -> tuple[Any, ...]:
+    """What of a sound entry says which picture it is."""
+    return posixpath.normpath(image["file_name"]), image["height"], image["width"]
 
 
 def _is_id(value: Any) -> bool:
@@ -208,11 +214,12 @@ def picture_folder(path: Path, file_names: list[str]) -> Path:
     Raises:
         ValueError: none of the pictures is found.
     """
-    part = path.stem.removeprefix("instances_")
+    part = part_of(path)
     folders: list[Path] = []
     for file in (path, path.resolve()):  # a link to the file may lie elsewhere than its pictures
         beside, above = file.parent, file.parent.parent
-        folders += [beside, beside / "images", above / part, above / "images" / part, above / "images", above]
+        images, images_above = (_named_images(folder) for folder in (beside, above))
+        folders += [beside, images, above / part, images_above / part, images_above, above]
     folders = list(dict.fromkeys(folders))
     for folder in folders:
         # Not only the first one: a picture may be missing, which is that picture's own trouble.
@@ -222,6 +229,23 @@ def picture_folder(path: Path, file_names: list[str]) -> Path:
     raise ValueError(
         f"{printable(path)}: expected its pictures ({printable(file_names[0])}, ...) in one of {looked}, found none"
     )
+
+
+def part_of(path: Path) -> str:
+    """``val`` of instances_val.json, in upper or lower case; else the file's stem."""
+    start = len("instances_")
+    return path.stem[start:] if path.stem[:start].lower() == "instances_" else path.stem
+
+
+def _named_images(folder: Path) -> Path:
+    """The folder images/ in this one; else the one whose name differs in upper and lower case only."""
+    if os.path.isdir(folder / "images"):
+        return folder / "images"
+    try:
+        names = sorted(name for name in os.listdir(folder) if name.lower() == "images")
+    except (OSError, ValueError):
+        names = []
+    return folder / (names[0] if names else "images")
 
 
 def picture_path(folder: Path, file_name: str) -> Path:

@@ -1,7 +1,9 @@
 """Pictures with objects from a COCO file."""
 
 import hashlib
+import itertools
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +14,7 @@ from stable_sam_cuda import picture
 from stable_sam_cuda.notes import note, printable
 from stable_sam_cuda.training.coco_files import (
     Annotation,
+    CocoEntry,
     NotCocoError,
     annotation_label,
     picture_folder,
@@ -224,6 +227,8 @@ def _content(annotation: Annotation) -> str:
 def find_coco_images(path: Path, set_name: str, crowds: str = "skip") -> list[CocoImage]:
     """Every picture of the COCO file ``path`` that has an object, in the order of the file.
 
+    Entries of one picture file, as merged files have them, are one picture, which has the objects of all of them.
+
     Args:
         crowds: ``skip`` leaves annotations marked ``iscrowd`` out, ``use`` takes them as objects.
 
@@ -233,17 +238,54 @@ def find_coco_images(path: Path, set_name: str, crowds: str = "skip") -> list[Co
     entries = read_entries(path, crowds)
     folder = picture_folder(path, [entry.file_name for entry in entries])
     images: dict[str, CocoImage] = {}
-    files: set[str] = set()
-    for entry in entries:
+    for entry in _joined(entries, folder, path):
         # Two pictures of one stem: the second goes by its whole file name.
+        whole = f"{set_name}/{printable(picture_name(entry.file_name + '.x'))}"
+        further = (f"{whole}~{number}" for number in itertools.count(2))
         stem = f"{set_name}/{printable(picture_name(entry.file_name))}"
-        name = stem if stem not in images else f"{set_name}/{printable(picture_name(entry.file_name + '.x'))}"
-        if name in images or entry.file_name in files:
-            reason = "picture left out: expected each file_name once, got one again"
-            note(reason, f"{printable(path)}: picture {printable(entry.file_name)}")
-            continue
-        files.add(entry.file_name)
+        name = next(one for one in itertools.chain((stem, whole), further) if one not in images)
         image = picture_path(folder, entry.file_name)
         height, width = entry.height, entry.width
         images[name] = CocoImage(name, image, height, width, tuple(entry.annotations), tuple(entry.crowds), path)
     return list(images.values())
+
+
+def _joined(entries: list[CocoEntry], folder: Path, path: Path) -> list[CocoEntry]:
+    """The entries, those of one picture file being one; an annotation that is there twice is taken once."""
+    first: dict[tuple[int, int] | str, CocoEntry] = {}
+    joined: dict[str, None] = {}
+    for entry in entries:
+        image = picture_path(folder, entry.file_name)
+        try:
+            found = os.stat(image)
+            same = first.setdefault((found.st_dev, found.st_ino), entry)
+        except OSError:
+            same = first.setdefault(os.path.normpath(image), entry)
+        if same is entry:
+            continue
+        subject = f"{printable(path)}: picture {printable(entry.file_name)}"
+        if (same.height, same.width) != (entry.height, entry.width):
+            lost = f"{subject} (objects lost: {len(entry.annotations)})"
+            note("picture left out: expected each picture once, got it again with another size", lost)
+            continue
+        for annotations, more in ((same.annotations, entry.annotations), (same.crowds, entry.crowds)):
+            known = {_likeness(one) for one in annotations}
+            for one in more:
+                if _likeness(one) in known:
+                    note(
+                        "annotation left out: expected each annotation once, got one again", f"{subject}: {_label(one)}"
+                    )
+                else:
+                    annotations.append(one)
+        joined.setdefault(subject)
+    for subject in joined:
+        note("the picture is listed several times; its objects are joined", subject)
+    return list(first.values())
+
+
+def _likeness(annotation: Annotation) -> str:
+    return f"{_content(annotation)} {annotation.get('category_id')!r}"
+
+
+def _label(annotation: Annotation) -> str:
+    return annotation_label(annotation, 0) if "id" in annotation else "an annotation"

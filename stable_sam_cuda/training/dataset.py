@@ -13,9 +13,10 @@ import cv2
 import numpy as np
 
 from stable_sam_cuda.notes import printable
+from stable_sam_cuda.training.coco_images import CocoImage
 from stable_sam_cuda.training.json_files import read_json
 from stable_sam_cuda.training.layouts import find_samples
-from stable_sam_cuda.training.samples import Sample
+from stable_sam_cuda.training.samples import MaskedImage, Sample
 
 # What a damaged file can make a reader raise. Anything else is a defect of the reader, and ends the run.
 DATA_FAULTS = (ValueError, OSError, EOFError, MemoryError, RecursionError, ArithmeticError, struct.error, zlib.error)
@@ -41,10 +42,7 @@ def _by_name(root: Path, layout: str, masks: str, crowds: str) -> dict[str, Samp
     found: dict[str, Sample] = {}
     for sample in find_samples(root, layout, masks=masks, crowds=crowds):
         if sample.name in found:
-            raise ValueError(
-                f"data: expected each name once below {printable(root)}, got two pictures named {sample.name}; "
-                "if they are one picture in two layouts, name the layout"
-            )
+            raise ValueError(_same_name(root, found[sample.name], sample))
         found[sample.name] = sample
     if not found:
         raise ValueError(
@@ -52,6 +50,27 @@ def _by_name(root: Path, layout: str, masks: str, crowds: str) -> dict[str, Samp
             f"{printable(root)}, found no picture with a mask (layout {layout})"
         )
     return found
+
+
+def _same_name(root: Path, *two: Sample) -> str:
+    """What to do about two samples of one name: choose one of what they come from."""
+    places, files, layouts = [], [], set()
+    for sample in two:
+        if isinstance(sample, CocoImage):
+            places.append(f"{printable(sample.image)} of {printable(sample.file)}")
+            files.append(sample.file)
+            layouts.add("coco")
+        elif isinstance(sample, MaskedImage):
+            places.append(f"{printable(sample.image)} with {printable(sample.mask)}")
+            layouts.add("mixed" if sample.image.parent == sample.mask.parent else "folders")
+    if len(layouts) == 2:
+        advice = f"take one layout: --layout {' or '.join(sorted(layouts))}"
+    elif files:
+        advice = f"give one of the COCO files as --data, such as {printable(files[0])}"
+    else:
+        advice = "move the pictures and masks of one of them into a folder of their own"
+    got = f"got two pictures named {two[0].name}: {' and '.join(places)}"
+    return f"data: expected each name once below {printable(root)}, {got}; {advice}"
 
 
 def _of_split(found: dict[str, Sample], root: Path, split: str | None) -> list[Sample]:
@@ -63,6 +82,8 @@ def _of_split(found: dict[str, Sample], root: Path, split: str | None) -> list[S
     names = read_splits(path)
     if split not in names:
         raise ValueError(f"split: expected one of {sorted(names)}, got {split!r}")
+    if not names[split]:
+        raise ValueError(f"split {split!r}: expected names of pictures, got an empty list in {printable(path)}")
     missing = [name for name in names[split] if name not in found]
     if missing:
         first = missing[0] if missing[0].isprintable() else repr(missing[0])
@@ -74,7 +95,7 @@ def read_splits(path: Path) -> dict[str, list[str]]:
     """The names of pictures that a ``splits.json`` lists, by split.
 
     Raises:
-        ValueError: it is no JSON, no object of lists of names, or lists a name twice.
+        ValueError: it is no JSON, no object of lists of names, or lists a name or a split twice.
         OSError: it cannot be read.
     """
     splits = read_json(path, "an object of lists of names")

@@ -9,16 +9,22 @@ import os
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import NamedTuple
 
 from stable_sam_cuda.notes import note, printable
-from stable_sam_cuda.training.coco_files import CROWDS
+from stable_sam_cuda.training.coco_files import CROWDS, part_of
 from stable_sam_cuda.training.coco_images import CocoImage, NotCocoError, find_coco_images
 from stable_sam_cuda.training.mask_files import MEANINGS, MaskSet
 from stable_sam_cuda.training.samples import MaskedImage, Sample
 from stable_sam_cuda.training.walk import Folder, walk
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif", ".jpg", ".jpeg")  # the first that is there is taken
+JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
+IMAGE_SUFFIXES = (*JPEG_SUFFIXES, ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".avif", ".jp2", ".j2k", ".ppm")
+# The first that is there is taken.
+MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".pgm", ".pbm", ".jp2", ".j2k", ".avif",
+                 *JPEG_SUFFIXES)  # fmt: skip
+# Beside pictures, files of these are about them.
+SIDECARS = (".txt", ".json", ".xml", ".csv", ".yaml", ".yml", ".xmp", ".md", ".html", ".cfg", ".ini")
 
 # pictures' folder: (masks' folders, the first that is there is taken; part of the set; masks of one object each)
 FOLDERS = {
@@ -28,6 +34,10 @@ FOLDERS = {
     "images_test": (("masks_test",), "test", True),
 }
 COCO_FILES = ("instances_*.json", "*.coco.json", "annotations.json")
+COCO_AMONG_MASKS = "COCO files in a pair of folders are left out, since the masks are used; to use one, give it as DATA"
+SECOND_MASKS = "folders of masks beside the one that is used are left out"
+SECOND_MASK = "masks that differ in the suffix from the one that is used are left out"
+SHARED_MASKS = "pictures that differ in the suffix from another one share its mask"
 LAYOUTS = ("auto", "folders", "mixed", "coco")
 
 
@@ -54,7 +64,7 @@ def find_samples(root: Path, layout: str = "auto", *, masks: str = "auto", crowd
     if crowds not in CROWDS:
         raise ValueError(f"crowds: expected one of {', '.join(CROWDS)}, got {crowds!r}")
     if os.path.isfile(root) and layout in ("auto", "coco"):
-        return _once(list(find_coco_images(root, printable(root.stem.removeprefix("instances_")), crowds)))
+        return _once(list(find_coco_images(root, printable(part_of(root)), crowds)))
     if not os.path.isdir(root):
         raise ValueError(f"data: expected a folder or a COCO file, got {printable(root)}")
     try:
@@ -62,6 +72,7 @@ def find_samples(root: Path, layout: str = "auto", *, masks: str = "auto", crowd
     except OSError as error:
         raise OSError(f"data: expected a folder that can be listed, got {printable(root)}: {error.strerror}") from error
     coco_files = _coco_files(tree)
+    left_out = _LeftOut()
     samples: list[MaskedImage | CocoImage] = []
     faults: list[ValueError | OSError] = []
     names = _Names()
@@ -70,17 +81,24 @@ def find_samples(root: Path, layout: str = "auto", *, masks: str = "auto", crowd
         here = waiting.pop()
         set_name = _set_name(here.path, root)
         inner = dict(here.folders)
-        for picture_name, (mask_names, part, binary) in FOLDERS.items():
-            pictures = here.child(picture_name)
-            found = [one for one in map(here.child_or_link, mask_names) if one is not None and one is not pictures]
-            if pictures is not None and found:
-                inner = {name: one for name, one in inner.items() if one is not pictures and one not in found}
-                if layout in ("auto", "folders"):
-                    meaning = "binary" if binary and masks == "auto" else masks
-                    whole_name = "/".join(filter(None, (set_name, part)))
-                    samples += _paired(pictures, found[0], whole_name, meaning, names)
+        for pair in pairs_in(here) if layout != "coco" else []:
+            listed = _below(pair.images, coco_files) + _below(pair.masks[0], coco_files)
+            if layout == "auto" and listed and not any(_files(one, MASK_SUFFIXES) for one in pair.masks[0].below()):
+                continue  # an empty folder of masks beside pictures that a COCO file lists
+            inner = {name: one for name, one in inner.items() if one is not pair.images and one not in pair.masks}
+            if layout in ("auto", "folders"):
+                meaning = "binary" if pair.binary and masks == "auto" else masks
+                whole_name = "/".join(filter(None, (set_name, pair.part)))
+                found, sets = _paired(pair.images, pair.masks[0], whole_name, meaning, names, left_out)
+                samples += found
+                waiting += sets[::-1]
+                apart = {file for one in sets for file in _below(one, coco_files)}
+                for file in sorted(set(listed) - apart) if layout == "auto" else []:
+                    left_out.add(COCO_AMONG_MASKS, file)
+                for folder in pair.masks[1:]:
+                    left_out.add(SECOND_MASKS, folder.path)
         if layout in ("auto", "mixed"):
-            samples += _mixed(here, set_name, "binary" if masks == "auto" else masks, names)
+            samples += _mixed(here, set_name, "binary" if masks == "auto" else masks, names, left_out)
         if layout in ("auto", "coco"):
             for file in sorted(coco_files & {here.path / name for name in here.files}):
                 try:
@@ -96,9 +114,44 @@ def find_samples(root: Path, layout: str = "auto", *, masks: str = "auto", crowd
         waiting += [inner[name] for name in sorted(inner, reverse=True)]
     if faults and not samples:
         raise faults[0]
+    left_out.tell()
     for fault in faults:
         note("COCO file left out", str(fault))
     return _once(samples)
+
+
+class Pair(NamedTuple):
+    """Folders of pictures and of their masks; the first of ``masks`` is taken. ``binary``: masks of one object."""
+
+    images: Folder
+    masks: list[Folder]
+    part: str
+    binary: bool
+
+
+def pairs_in(folder: Folder) -> list[Pair]:
+    """The pairs of folders, by `FOLDERS`, that lie side by side in ``folder``."""
+    pairs = []
+    for picture_name, (mask_names, part, binary) in FOLDERS.items():
+        pictures = folder.child(picture_name)
+        masks = [one for one in map(folder.child_or_link, mask_names) if one is not None and one is not pictures]
+        if pictures is not None and masks:
+            pairs.append(Pair(pictures, masks, part, binary))
+    return pairs
+
+
+class _LeftOut:
+    """What is left out or shared, by reason; told at the end, each reason once with the number."""
+
+    def __init__(self) -> None:
+        self._paths: dict[str, list[Path]] = {}
+
+    def add(self, reason: str, path: Path) -> None:
+        self._paths.setdefault(reason, []).append(path)
+
+    def tell(self) -> None:
+        for reason, paths in self._paths.items():
+            note(f"{reason}: {len(paths)}, the first is this one", min(paths))
 
 
 class _Names:
@@ -126,7 +179,7 @@ def _coco_files(tree: Folder) -> set[Path]:
         folder.path / name
         for folder in tree.below()
         for name in folder.files
-        if any(fnmatchcase(name, pattern) for pattern in COCO_FILES)
+        if any(fnmatchcase(name.lower(), pattern) for pattern in COCO_FILES)
     ]
     real: dict[tuple[int, int], Path] = {}
     for file in sorted(files, key=_plainness):
@@ -140,25 +193,29 @@ def _coco_files(tree: Folder) -> set[Path]:
 
 def _coco_set_name(file: Path, root: Path) -> str:
     """``val2017`` of annotations/instances_val2017.json, below its data set's folder; else the file's own folder."""
-    home = file.parent.parent if file.parent.name == "annotations" and file.parent != root else file.parent
-    if file.name.startswith("instances_"):
+    in_annotations = file.parent.name.lower() == "annotations" and file.parent != root
+    home = file.parent.parent if in_annotations else file.parent
+    if (part := part_of(file)) != file.stem:
         relative = home.relative_to(root).as_posix()
-        part = file.stem.removeprefix("instances_")
         return part if relative == "." else f"{relative}/{part}"
     return _set_name(home, root)
 
 
-def _paired(images: Folder, masks: Folder, set_name: str, meaning: str, names: _Names) -> list[MaskedImage]:
-    """Pictures and masks of two trees: of folders that lie as deep, by stem."""
-    mask_set = MaskSet([file for folder in masks.below() for file in _files(folder, MASK_SUFFIXES)], meaning)
+def _paired(
+    images: Folder, masks: Folder, set_name: str, meaning: str, names: _Names, left_out: _LeftOut
+) -> tuple[list[MaskedImage], list[Folder]]:
+    """Pictures and masks of two trees: of folders that lie as deep, by stem.
+
+    Folders in them that hold a pair of their own are not paired, but returned: each is a set apart.
+    """
+    mask_set = MaskSet([file for folder in masks.below() for file in _candidates(folder)], meaning)
     samples: list[MaskedImage] = []
+    sets: list[Folder] = []
     waiting: list[tuple[Folder, Folder, str]] = [(images, masks, set_name)]
     while waiting:
         here, there, name = waiting.pop()
-        by_stem: dict[str, list[Path]] = {}
-        for mask in _files(there, MASK_SUFFIXES):
-            by_stem.setdefault(mask.stem, []).append(mask)
-        samples += _pairs(_files(here, IMAGE_SUFFIXES), by_stem, here.path, there.path, name, mask_set, names)
+        samples += _pairs(here, there, IMAGE_SUFFIXES, MASK_SUFFIXES, name, mask_set, names, left_out)
+        here, there = (_without_pairs(one, other, sets) for one, other in ((here, there), (there, here)))
         inner = [
             (one, there.child_or_link(part) or Folder(there.path / part), part) for part, one in here.folders.items()
         ]
@@ -167,40 +224,78 @@ def _paired(images: Folder, masks: Folder, set_name: str, meaning: str, names: _
         waiting += [(one, other, f"{name}/{part}") for one, other, part in sorted(inner, key=lambda pair: pair[2])][
             ::-1
         ]
-    return samples
+    return samples, sets
 
 
-def _mixed(folder: Folder, set_name: str, meaning: str, names: _Names) -> list[MaskedImage]:
+def _without_pairs(folder: Folder, opposite: Folder, sets: list[Folder]) -> Folder:
+    """``folder`` without the folders of pairs in it, which go to ``sets``, unless ``opposite`` has the same ones."""
+    pairs = [one for one in pairs_in(folder) if not _has(opposite, one)]
+    apart = [one for pair in pairs for one in (pair.images, *pair.masks)]
+    if not apart:
+        return folder
+    taken = {name: one for name, one in folder.folders.items() if one in apart}
+    sets.append(Folder(folder.path, [], taken, folder.again))
+    rest = {name: one for name, one in folder.folders.items() if name not in taken}
+    return Folder(folder.path, folder.files, rest, folder.again)
+
+
+def _has(folder: Folder, pair: Pair) -> bool:
+    """Whether ``folder`` has folders of the same names: the pair's are then names of classes or parts."""
+    return all(folder.child_or_link(one.path.name) for one in (pair.images, pair.masks[0]))
+
+
+def _mixed(folder: Folder, set_name: str, meaning: str, names: _Names, left_out: _LeftOut) -> list[MaskedImage]:
     """Pictures STEM.jpg and masks STEM.png of one folder; nothing where no picture has its mask."""
-    pictures = _files(folder, (".jpg", ".jpeg"))
-    by_stem = {mask.stem: [mask] for mask in _files(folder, (".png",))}
-    if not any(picture.stem in by_stem for picture in pictures):
+    masks = _files(folder, (".png",))
+    if not {one.stem for one in _files(folder, JPEG_SUFFIXES)} & {one.stem for one in masks}:
         return []
-    mask_set = MaskSet([mask for found in by_stem.values() for mask in found], meaning)
-    return _pairs(pictures, by_stem, folder.path, folder.path, set_name, mask_set, names)
+    mask_set = MaskSet(masks, meaning)
+    return _pairs(folder, folder, JPEG_SUFFIXES, (".png",), set_name, mask_set, names, left_out)
 
 
 def _pairs(
-    pictures: list[Path],
-    by_stem: dict[str, list[Path]],
-    images: Path,
-    masks: Path,
+    images: Folder,
+    masks: Folder,
+    image_suffixes: tuple[str, ...],
+    mask_suffixes: tuple[str, ...],
     set_name: str,
     mask_set: MaskSet,
     names: _Names,
+    left_out: _LeftOut,
 ) -> list[MaskedImage]:
     samples: list[MaskedImage] = []
-    stems = {picture.stem for picture in pictures}
+    by_stem: dict[str, list[Path]] = {}
+    for mask in sorted(_files(masks, mask_suffixes), key=lambda one: mask_suffixes.index(one.suffix.lower())):
+        by_stem.setdefault(mask.stem, []).append(mask)
     seen: set[str] = set()
-    for picture in pictures:
-        mask = min(by_stem.get(picture.stem, []), key=_preference, default=masks / f"{picture.stem}.png")
+    for picture in _files(images, image_suffixes):
+        found = by_stem.get(picture.stem) or [_missing(masks, picture.stem, mask_suffixes, images)]
         # Two pictures of one stem share its mask; the second goes by its whole file name.
         name = picture.name if picture.stem in seen else picture.stem
+        if picture.stem in seen:
+            left_out.add(SHARED_MASKS, picture)
+        elif len(found) > 1:
+            left_out.add(SECOND_MASK, found[1])
         seen.add(picture.stem)
-        samples.append(MaskedImage(names(f"{set_name}/{name}"), picture, mask, mask_set))
-    for stem in by_stem.keys() - stems:
-        samples.append(MaskedImage(names(f"{set_name}/{stem}"), images / f"{stem}.jpg", by_stem[stem][0], mask_set))
+        samples.append(MaskedImage(names(f"{set_name}/{name}"), picture, found[0], mask_set))
+    for stem in by_stem.keys() - seen:
+        picture = _missing(images, stem, image_suffixes, masks)
+        samples.append(MaskedImage(names(f"{set_name}/{stem}"), picture, by_stem[stem][0], mask_set))
     return sorted(samples, key=lambda sample: sample.name)
+
+
+def _missing(folder: Folder, stem: str, suffixes: tuple[str, ...], opposite: Folder) -> Path:
+    """The path of a picture or mask that none of the suffixes finds: a file of another suffix, if there is one.
+
+    Reading it tells what is wrong with it, and may even succeed.
+    """
+    others = [one for one in _candidates(folder) if one.stem == stem] if folder is not opposite else []
+    return others[0] if others else folder.path / f"{stem}{suffixes[0]}"
+
+
+def _candidates(folder: Folder) -> list[Path]:
+    """The files that may be pictures, whatever their suffix."""
+    return [folder.path / name for name in folder.files if Path(name).suffix.lower() not in SIDECARS]
 
 
 def _once(samples: Iterable[MaskedImage | CocoImage]) -> list[Sample]:
@@ -236,5 +331,6 @@ def _files(folder: Folder, suffixes: tuple[str, ...]) -> list[Path]:
     return [folder.path / name for name in folder.files if Path(name).suffix.lower() in suffixes]
 
 
-def _preference(mask: Path) -> int:
-    return MASK_SUFFIXES.index(mask.suffix.lower())
+def _below(folder: Folder, files: set[Path]) -> list[Path]:
+    """Those of the files that lie in ``folder`` or below it."""
+    return [path for one in folder.below() for name in one.files if (path := one.path / name) in files]

@@ -217,11 +217,56 @@ def test_entries_that_are_there_again_are_taken_once(use):
     coco["annotations"].append({**coco["annotations"][0], "id": 70, "image_id": 5})
     objects, notes, _ = use(coco)
     assert objects == {"1": [1, 2], "2": [1]}
-    assert sorted(note.split("expected ")[1] for note in notes) == [
-        "each annotation once, got one again",
-        "each file_name once, got one again",
-        "each picture once, got an entry again",
+    again = "annotation left out: expected each annotation once, got one again"
+    assert sorted(note.split(".json: ")[1] for note in notes) == [
+        f"picture 1.png: annotation 7 (annotations[3]): {again}",
+        f"picture 1.png: annotation 70: {again}",
+        "picture 1.png: picture left out: expected each picture once, got an entry again",
+        "picture 1.png: the picture is listed several times; its objects are joined",
     ]
+
+
+@pytest.mark.parametrize("again", ["1.png", "./1.png", "x/../1.png", "{folder}/1.png", "link.png"])
+def test_objects_of_entries_of_one_picture_are_joined(again, use, tmp_path):
+    (tmp_path / "x").mkdir()
+    (tmp_path / "link.png").symlink_to("1.png")
+    coco = content()
+    coco["images"].append({**coco["images"][0], "id": 5, "file_name": again.format(folder=tmp_path)})
+    third = [[0, 0, 3, 0, 3, 3, 0, 3]]
+    coco["annotations"].append({**coco["annotations"][0], "id": 70, "image_id": 5, "segmentation": third})
+    objects, notes, broken = use(coco)
+    assert objects == {"1": [1, 2, 3], "2": [1]}
+    assert not broken
+    assert [note.split(": ")[-1] for note in notes] == ["the picture is listed several times; its objects are joined"]
+
+
+def test_objects_of_an_entry_of_another_size_are_counted_as_lost(use):
+    coco = content()
+    coco["images"].append({**coco["images"][0], "id": 5, "file_name": "./1.png", "width": 99})
+    coco["annotations"] += [{**coco["annotations"][place], "id": 70 + place, "image_id": 5} for place in (0, 1)]
+    objects, notes, _ = use(coco)
+    assert objects == {"1": [1, 2], "2": [1]}
+    assert "picture ./1.png (objects lost: 2): picture left out: expected each picture once" in notes[0]
+
+
+def test_an_entry_again_that_differs_in_what_does_not_matter_is_taken_once(use):
+    coco = content()
+    coco["images"].append({**coco["images"][0], "file_name": "./1.png", "license": 3})
+    assert use(coco)[0] == {"1": [1, 2], "2": [1]}
+
+
+@pytest.mark.parametrize("name", ["images", "annotations", "info"])
+def test_a_name_twice_in_the_outermost_object_is_refused(name, use):
+    written = json.dumps({**content(), "info": {}}).replace(f'"{name}":', f'"{name}": [], "{name}":', 1)
+    with pytest.raises(ValueError, match=rf"set\.coco\.json: expected each name once, got '{name}' twice"):
+        use(written.encode())
+
+
+def test_a_name_twice_in_an_entry_is_said(use):
+    written = json.dumps(content()).replace('"id": 7,', '"id": 7, "iscrowd": 1,', 1)
+    objects, notes, _ = use(written.encode())
+    assert objects == {"1": [1, 2], "2": [1]}
+    assert "'iscrowd': a name is given twice in an object of the JSON file; the last one counts" in notes[0]
 
 
 def test_pictures_without_annotations_and_categories_are_no_fault_but_counted(use):

@@ -66,13 +66,15 @@ def test_limit_is_reproducible_and_exclude_leaves_sets_out(picture_folder):
         (b'{"val": [2]}', "'val': expected names, got 2"),
         (b'{"val": [["ovals/2"]]}', "'val': expected names"),
         (b'{"val": ["ovals/2", "ovals/2"]}', "expected each name once, got 'ovals/2' twice"),
+        (b'{"val": ["ovals/2"], "val": ["ovals/1"]}', "expected each name once, got 'val' twice"),
+        (b'{"val": []}', "split 'val': expected names of pictures, got an empty list in "),
     ],
     ids=lambda value: value[:24].decode("latin-1") if isinstance(value, bytes) else None,
 )
 def test_broken_splits_are_refused_in_one_line_with_the_file(written, message, picture_folder, tmp_path):
     root = shutil.copytree(picture_folder, tmp_path / "root")
     (root / "splits.json").write_bytes(written)
-    with pytest.raises(ValueError, match=r"root/splits\.json: ") as caught:
+    with pytest.raises(ValueError, match=r"root/splits\.json") as caught:
         find_masked_images(root, "val")
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -174,7 +176,29 @@ def test_split_without_a_file_of_splits_and_a_name_twice_are_refused(picture_fol
     root = shutil.copytree(picture_folder / "ovals", tmp_path / "ovals")
     shutil.copytree(root / "images", root / "im")
     shutil.copytree(root / "masks", root / "gt")
-    with pytest.raises(ValueError, match="got two pictures named ovals/0"):
+    with pytest.raises(ValueError, match="got two pictures named ovals/0") as caught:
+        find_masked_images(root)
+    assert f"{root}/images/0.png with {root}/masks/0.png and {root}/im/0.png with {root}/gt/0.png;" in str(caught.value)
+    assert "move the pictures and masks of one of them" in str(caught.value)
+
+
+def test_pictures_of_one_name_in_two_coco_files_are_named_with_what_helps(picture_folder, tmp_path):
+    root = shutil.copytree(picture_folder / "ovals", tmp_path / "ovals")
+    height, width = cv2.imread(str(root / "images" / "0.png")).shape[:2]
+    images = [{"id": 1, "file_name": "0.png", "height": height, "width": width}]
+    annotations = [{"id": 1, "image_id": 1, "segmentation": [[2, 2, 20, 2, 20, 20]]}]
+    written = json.dumps({"images": images, "annotations": annotations})
+    for name in ("one", "two"):
+        (root / f"{name}.coco.json").write_text(written)
+    shutil.move(root / "masks", tmp_path / "masks")
+    with pytest.raises(ValueError, match=r"0\.png of .*one\.coco\.json and .*0\.png of .*two\.coco\.json; give one"):
+        find_masked_images(root)
+    assert len(find_masked_images(root / "two.coco.json")) == 1
+    shutil.move(tmp_path / "masks", root / "masks")
+    (root / "two.coco.json").unlink()
+    with pytest.raises(
+        ValueError, match=r"masks/0\.png and .*one\.coco\.json; take one layout: --layout coco or folders"
+    ):
         find_masked_images(root)
 
 

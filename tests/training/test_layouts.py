@@ -2,6 +2,7 @@
 
 import json
 import os
+import warnings
 
 import numpy as np
 import pytest
@@ -208,6 +209,146 @@ def test_splits_name_pictures_as_they_are_printed(tmp_path):
     put(tmp_path / "masks", f"mask:{stem}.png", "mask:b.png")
     (tmp_path / "splits.json").write_text(json.dumps({"val": [rf"{tmp_path.name}/caf\xe9"]}))
     (sample,) = find_masked_images(tmp_path, "val")
+    assert sample.load()[1].any()
+
+
+@pytest.mark.parametrize("suffix", [".webp", ".gif", ".jpe", ".JPG", ".bmp", ".pgm", ".jp2"])
+def test_masks_of_any_usual_suffix_are_found(suffix, tmp_path):
+    put(tmp_path / "images", "a.png")
+    put(tmp_path / "masks", f"mask:a{suffix}")
+    good, broken = check_samples(find_masked_images(tmp_path))
+    assert not broken
+    assert np.unique(good[0].load()[1]).tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".jp2", ".avif", ".jfif", ".ppm", ".tga", ".dib"])
+def test_pictures_of_any_suffix_that_can_be_read_are_taken_beside_their_mask(suffix, tmp_path):
+    put(tmp_path / "masks", "mask:a.png")
+    try:
+        put(tmp_path / "images", f"a{suffix}")
+    except (OSError, ValueError, KeyError):
+        pytest.skip("this Pillow does not write such files")
+    (tmp_path / "images" / "a.json").write_text("{}")
+    good, broken = check_samples(find_masked_images(tmp_path))
+    assert [one.image.name for one in good] == [f"a{suffix}"]
+    assert not broken
+
+
+@pytest.mark.parametrize("suffix", [".heic", ".cr2", ".npy", ""])
+def test_files_that_cannot_be_read_are_named_by_their_own_names(suffix, tmp_path):
+    for folder, other in (("images", "masks"), ("masks", "images")):
+        root = tmp_path / folder
+        put(root / other, "mask:a.png" if other == "masks" else "a.png", "mask:b.png" if other == "masks" else "b.png")
+        put(root / folder, "b.png" if folder == "images" else "mask:b.png")
+        (root / folder / f"a{suffix}").write_bytes(b"\0\0\0 ftypheic" + bytes(40))
+        good, broken = check_samples(find_masked_images(root))
+        assert [one.name for one in good] == [f"{folder}/b"]
+        ((name, reason),) = broken
+        assert name == f"{folder}/a"
+        assert f"{folder}/a{suffix}: expected a picture" in reason
+        assert "no file is" not in reason
+
+
+def test_ids_in_masks_of_an_unusual_suffix_stay_ids(tmp_path):
+    put(tmp_path / "images", "a.png")
+    (tmp_path / "masks").mkdir()
+    ids = np.zeros((16, 24), np.uint8)
+    ids[2:8, 2:8], ids[9:15, 9:20] = 1, 2
+    Image.fromarray(ids).save(tmp_path / "masks" / "a.tga")
+    (sample,) = find_masked_images(tmp_path)
+    assert (sample.load()[1] == ids).all()
+
+
+def noted(root, **options):
+    """Names of the samples below ``root`` and what was noted."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        samples = find_masked_images(root, **options)
+    return [one.name for one in samples], [str(one.message) for one in caught]
+
+
+def test_shared_and_second_masks_are_said_once(tmp_path):
+    root = tmp_path / "set"
+    put(root / "images", "a.jpg", "a.png", "b.jpg", "b.png", "c.png", "d.png")
+    masks = ("mask:a.png", "mask:b.png", "mask:c.png", "mask:c.tif", "mask:d.png", "mask:d.tif")
+    put(root / "masks_max255", *masks)
+    put(root / "masks", "mask:a.png")
+    names, notes = noted(tmp_path)
+    assert names == [f"set/{one}" for one in ("a", "a.png", "b", "b.png", "c", "d")]
+    told = [
+        f"{root}/images/a.png: pictures that differ in the suffix from another one share its mask: 2,",
+        f"{root}/masks: folders of masks beside the one that is used are left out: 1,",
+        f"{root}/masks_max255/c.tif: masks that differ in the suffix from the one that is used are left out: 2,",
+    ]
+    assert [note.split(" the first")[0] for note in sorted(notes)] == told
+
+
+INNER_PAIRS = {
+    "beside_masks": ("images/train", "masks"),
+    "images_in_images": ("images", "masks"),
+    "deep": ("images/a/b", "masks"),
+    "in_masks": ("masks/train", "images"),
+    "other_names": ("im/train", "gt"),
+}
+
+
+@pytest.mark.parametrize("layout", ["auto", "folders"])
+@pytest.mark.parametrize(("folder", "beside"), INNER_PAIRS.values(), ids=INNER_PAIRS)
+def test_a_pair_inside_a_paired_tree_is_a_set_of_its_own(folder, beside, layout, tmp_path):
+    put(tmp_path / folder / "images", "a.jpg", "b.jpg")
+    put(tmp_path / folder / "masks", "mask:a.png", "mask:b.png")
+    top = folder.split("/")[0]
+    for one in {beside, top}:
+        put(tmp_path / one, "mask:top.png" if one in ("masks", "gt") else "top.jpg")
+    good, broken = check_samples(find_masked_images(tmp_path, layout=layout))
+    assert sorted(one.name for one in good) == sorted([f"{folder}/a", f"{folder}/b", f"{tmp_path.name}/top"])
+    assert not broken
+
+
+def test_classes_named_as_a_pair_in_both_trees_stay_classes(tmp_path):
+    for part in ("images", "masks"):
+        put(tmp_path / "images" / part, "a.jpg")
+        put(tmp_path / "masks" / part, "mask:a.png")
+    good, broken = check_samples(find_masked_images(tmp_path))
+    assert [one.name for one in good] == [f"{tmp_path.name}/{part}/a" for part in ("images", "masks")]
+    assert not broken
+
+
+@pytest.mark.parametrize("file", ["annotations.json", "sub/_annotations.coco.json"])
+def test_a_coco_file_among_masked_pictures_is_said_and_used_where_there_are_no_masks(file, tmp_path):
+    folder, name = (tmp_path / "images" / file).parent, file.rsplit("/", 1)[-1]
+    put_coco(folder, name)
+    put(tmp_path / "masks", "mask:b.png")
+    put(tmp_path / "images", "b.jpg")
+    names, notes = noted(tmp_path)
+    assert f"{tmp_path.name}/b" in names
+    assert [
+        note for note in notes if "COCO files in a pair of folders are left out" in note and str(folder / name) in note
+    ]
+    assert len(noted(tmp_path, layout="coco")[0]) == 1
+    (tmp_path / "masks" / "b.png").unlink()
+    names, notes = noted(tmp_path)
+    assert [one.rsplit("/", 1)[-1] for one in names] == ["a"]
+    assert not notes
+
+
+COCO_NAMES = {
+    "capital": ("Annotations.json", "{root}/a"),
+    "suffix": ("annotations.JSON", "{root}/a"),
+    "instances": ("Annotations/Instances_val.JSON", "val/a"),
+    "tool": ("train/_Annotations.COCO.json", "train/a"),
+}
+
+
+@pytest.mark.parametrize(("file", "name"), COCO_NAMES.values(), ids=COCO_NAMES)
+def test_coco_files_are_found_in_upper_and_lower_case(file, name, tmp_path):
+    path = tmp_path / file
+    put_coco(path.parent, path.name)
+    pictures = tmp_path / ("val" if "nstances" in file else "Images" if "/" not in file else "train")
+    pictures.mkdir(exist_ok=True)
+    (path.parent / "a.jpg").rename(pictures / "a.jpg")
+    (sample,) = find_masked_images(tmp_path)
+    assert sample.name == name.format(root=tmp_path.name)
     assert sample.load()[1].any()
 
 
