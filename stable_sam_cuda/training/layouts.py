@@ -3,6 +3,8 @@
 ``folders``: two folders side by side, as `FOLDERS` names them, a mask having its picture's stem and lying as deep: a
 plain images/ and masks/, and DIS5K, COIFT, HRSOD and ThinObject5K as HQ-SAM's users have them. ``mixed``: STEM.jpg and
 STEM.png in one folder, as DUTS, ECSSD, FSS-1000 and MSRA10K have them. ``coco``: a COCO file near its pictures.
+
+A pair of folders inside a paired folder is a set of its own. A COCO file there is left out if there are masks.
 """
 
 import os
