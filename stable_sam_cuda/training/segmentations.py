@@ -185,7 +185,7 @@ def _outline(corners: np.ndarray, height: int, width: int) -> np.ndarray:
     crossings = np.maximum(last - first + 1, 0)
     reached = np.cumsum(crossings)
     # Few crossings are sorted; where they are as many as pixels, it takes less time to mark each place.
-    is_border = np.zeros(height * width + 1, bool) if reached[-1] > height * width // MARKED_FROM else None
+    is_border = np.zeros(height * width + 1, bool) if crossings.sum() > height * width // MARKED_FROM else None
     borders = np.zeros(0, np.int64)
     for part in np.split(np.arange(len(points)), np.flatnonzero(np.diff(reached // CROSSINGS_A_PASS)) + 1):
         edge = np.repeat(part, crossings[part])
