@@ -269,9 +269,14 @@ def _pairs(
     by_stem: dict[str, list[Path]] = {}
     for mask in sorted(_files(masks, mask_suffixes), key=lambda one: mask_suffixes.index(one.suffix.lower())):
         by_stem.setdefault(mask.stem, []).append(mask)
+    # Where no suffix fits, a file of another one stands for its stem: reading it tells what is wrong, or even succeeds.
+    apart = images is not masks
+    other_images, other_masks = ({one.stem: one for one in _candidates(folder) if apart} for folder in (images, masks))
     seen: set[str] = set()
     for picture in _files(images, image_suffixes):
-        found = by_stem.get(picture.stem) or [_missing(masks, picture.stem, mask_suffixes, images)]
+        found = by_stem.get(picture.stem) or [
+            other_masks.get(picture.stem, masks.path / f"{picture.stem}{mask_suffixes[0]}")
+        ]
         # Two pictures of one stem share its mask; the second goes by its whole file name.
         name = picture.name if picture.stem in seen else picture.stem
         if picture.stem in seen:
@@ -281,18 +286,9 @@ def _pairs(
         seen.add(picture.stem)
         samples.append(MaskedImage(names(f"{set_name}/{name}"), picture, found[0], mask_set))
     for stem in by_stem.keys() - seen:
-        picture = _missing(images, stem, image_suffixes, masks)
+        picture = other_images.get(stem, images.path / f"{stem}{image_suffixes[0]}")
         samples.append(MaskedImage(names(f"{set_name}/{stem}"), picture, by_stem[stem][0], mask_set))
     return sorted(samples, key=lambda sample: sample.name)
-
-
-def _missing(folder: Folder, stem: str, suffixes: tuple[str, ...], opposite: Folder) -> Path:
-    """The path of a picture or mask that none of the suffixes finds: a file of another suffix, if there is one.
-
-    Reading it tells what is wrong with it, and may even succeed.
-    """
-    others = [one for one in _candidates(folder) if one.stem == stem] if folder is not opposite else []
-    return others[0] if others else folder.path / f"{stem}{suffixes[0]}"
 
 
 def _candidates(folder: Folder) -> list[Path]:
