@@ -12,6 +12,7 @@ from stable_sam_cuda.cli.machine import pick_device
 from stable_sam_cuda.cli.models import check_model, check_plugin
 from stable_sam_cuda.cli.options import NO_PLUGIN
 from stable_sam_cuda.cli.output import Outputs
+from stable_sam_cuda.cli.ownership import file_digest
 from stable_sam_cuda.cli.samples import check_data, usable_samples
 from stable_sam_cuda.notes import printable
 from stable_sam_cuda.progress import progress_shown
@@ -83,7 +84,10 @@ def evaluate(
         where = pick_device(own_device(device))
         if first:
             outputs = stack.enter_context(Outputs(out, overwrite=overwrite, keep=[data]))
+            # By content: another training may have written over the file of the same name.
+            weights = {str(path): file_digest(path) for path in (checkpoint, Path(plugin)) if path and path.is_file()}
             of_this = {"data": printable(data.absolute()), "prompts": kinds, "average_precision": average_precision}
+            of_this["weights"] = [weights[path] for path in sorted(weights)]
             report = outputs.claim("results", [".csv"], {"verb": "evaluate", **settings, **of_this}, ROOM, "settings")
         samples = choose_samples(data, split, (), limit, seed, layout, masks=masks, crowds=crowds)[::every]
         if average_precision:

@@ -103,6 +103,11 @@ class StableSamAutomaticMaskGenerator(SamAutomaticMaskGenerator):
         )
         return super().generate(pixels)
 
+    def _process_crop(self, *arguments: Any) -> MaskData:
+        data = super()._process_crop(*arguments)
+        data["crop_boxes"] = data["crop_boxes"].reshape(-1, 4)  # of no mask, too
+        return data
+
     def _process_batch(self, points: NDArray[Any], *arguments: Any) -> MaskData:
         data = super()._process_batch(points, *arguments)
         self._done += len(points)

@@ -1,6 +1,6 @@
 """Masks from prompts on one picture: SamPredictor's interface, for plain and stabilised models of any dtype."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,7 @@ class StableSamPredictor(SamPredictor):
             raise ValueError(f"image_format: expected 'RGB' or 'BGR', got {image_format!r}")
         if image_format == "BGR" and not isinstance(image, np.ndarray):
             raise ValueError(f"image_format: expected 'BGR' with an array, got it with {type(image).__name__}")
+        self.reset_image()  # a picture that is refused leaves none, and no masks of the one before
         super().set_image(self.pixels_of(image), image_format)
 
     def pixels_of(self, image: NDArray[np.uint8] | Image.Image | str | PathLike[str]) -> NDArray[np.uint8]:
@@ -157,6 +158,8 @@ class StableSamPredictor(SamPredictor):
         """
         if batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
+        if not isinstance(prompts, Iterable) or isinstance(prompts, (str, Mapping)):
+            raise TypeError(f"prompts: expected a sequence of mappings, got {type(prompts).__name__}")
         checked: list[Prompt] = []
         for index, prompt in enumerate(prompts):
             try:
@@ -279,7 +282,7 @@ class StableSamPredictor(SamPredictor):
         self._require_image()
         if not isinstance(prompt, Mapping):
             raise TypeError(f"prompt: expected a mapping of {', '.join(PROMPT_KEYS)}, got {type(prompt).__name__}")
-        if unknown := sorted(set(prompt) - set(PROMPT_KEYS)):
+        if unknown := sorted(map(str, set(prompt) - set(PROMPT_KEYS))):
             raise ValueError(f"prompt: expected the keys {', '.join(PROMPT_KEYS)}, got {', '.join(unknown)}")
         arguments = (prompt.get(key) for key in PROMPT_KEYS)
         mask_size = self.model.prompt_encoder.mask_input_size

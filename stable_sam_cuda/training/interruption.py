@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM in a training loop: the step ends, a checkpoint is written, and then the program leaves."""
+"""Ctrl-C, SIGTERM and SIGHUP in a training loop: the step ends, a checkpoint is written, the program leaves."""
 
 import signal
 import threading
@@ -8,7 +8,8 @@ from types import FrameType, TracebackType
 import torch
 from torch import distributed
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# A terminal that closes sends SIGHUP, which Windows has not.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
 # torchrun passes on a signal that its processes have had from the terminal already: that is the same request.
 SAME_REQUEST_SECONDS = 5.0
 
@@ -22,15 +23,15 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Terminated(SystemExit):
-    """SIGTERM ended a run, exit status 143; its checkpoint is that of ``step``."""
+    """SIGTERM or SIGHUP ended a run, exit status 143 or 129; its checkpoint is that of ``step``."""
 
-    def __init__(self, step: int) -> None:
-        super().__init__(128 + signal.SIGTERM)
+    def __init__(self, step: int, number: int = signal.SIGTERM) -> None:
+        super().__init__(128 + number)
         self.step = step
 
 
 class Interruption:
-    """As long as the block runs, a first SIGINT or SIGTERM is remembered, and a second one leaves at once.
+    """As long as the block runs, a first SIGINT, SIGTERM or SIGHUP is remembered, and a second one leaves at once.
 
     Only in the main thread, where Python hears of signals; and a signal that is ignored stays ignored.
     """
@@ -76,9 +77,9 @@ class Interruption:
 
         Raises:
             Interrupted: after SIGINT.
-            Terminated: after SIGTERM.
+            Terminated: after SIGTERM or SIGHUP.
         """
         if distributed.is_initialized():
             # Who leaves earlier makes torchrun end the one that still writes.
             distributed.barrier()
-        raise Interrupted(step) if self.number == signal.SIGINT else Terminated(step)
+        raise Interrupted(step) if self.number == signal.SIGINT else Terminated(step, self.number)

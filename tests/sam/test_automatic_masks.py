@@ -125,3 +125,11 @@ def test_a_file_is_read_as_the_predictor_reads_it(sam, picture, tmp_path):
     expected = generator.generate(picture)
     found = generator.generate(tmp_path / "picture.png")
     assert [one["bbox"] for one in found] == [one["bbox"] for one in expected] != []
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"crop_n_layers": 1}, {"crop_n_layers": 1, "min_mask_region_area": 5}], ids=str
+)
+def test_a_picture_of_nothing_gives_no_masks(sam, picture, options):
+    generator = StableSamAutomaticMaskGenerator(sam, 2, pred_iou_thresh=1.0, stability_score_thresh=1.0, **options)
+    assert generator.generate(picture) == []

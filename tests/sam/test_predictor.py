@@ -424,7 +424,9 @@ def test_tensors_of_no_numbers_are_named(predictor):
         predictor.predict_torch(None, None, np.zeros((1, 4)))
 
 
-@pytest.mark.parametrize("box", [[0.24, 0.26, 0.64, 0.83], [0, 0, 1, 1], [0.0, 0.5, 1.0, 0.75]], ids=str)
+@pytest.mark.parametrize(
+    "box", [[0.24, 0.26, 0.64, 0.83], [0, 0, 1, 1], [0.0, 0.5, 1.0, 0.75], [-0.01, 0.2, 0.6, 1.001]], ids=str
+)
 def test_boxes_in_fractions_of_the_picture_are_refused(predictor, box):
     with pytest.raises(ValueError, match=r"box: expected pixels, got .*looks normalised; in pixels it would be \["):
         predictor.predict(box=box)
@@ -451,3 +453,10 @@ def test_a_picture_is_taken_from_an_array_an_image_or_a_file(sam, picture, tmp_p
         predictor.set_image(image, "BGR")
     with pytest.raises(FileNotFoundError, match=r"nope\.png"):
         predictor.set_image(tmp_path / "nope.png")
+
+
+def test_a_picture_that_is_refused_leaves_none(predictor):
+    with pytest.raises(FileNotFoundError):
+        predictor.set_image("nope.png")
+    with pytest.raises(RuntimeError, match="no picture is set"):
+        predictor.predict(box=BOX)
