@@ -62,6 +62,7 @@ def evaluate(
     from stable_sam_cuda.evaluation.sharding import gathered, own_device, own_share, process_group, rank
     from stable_sam_cuda.sam import StableSamPredictor, load_sam
     from stable_sam_cuda.training.dataset import choose_samples
+    from stable_sam_cuda.training.digests import content_digest
     from stable_sam_cuda.training.method_file import load_method
 
     kinds = [kind.strip() for kind in prompts.split(",")]
@@ -84,12 +85,13 @@ def evaluate(
         where = pick_device(own_device(device))
         if first:
             outputs = stack.enter_context(Outputs(out, overwrite=overwrite, keep=[data]))
-            # By content: another training may have written over the file of the same name.
-            weights = {str(path): file_digest(path) for path in (checkpoint, Path(plugin)) if path and path.is_file()}
-            of_this = {"data": printable(data.absolute()), "prompts": kinds, "average_precision": average_precision}
-            of_this["weights"] = [weights[path] for path in sorted(weights)]
-            report = outputs.claim("results", [".csv"], {"verb": "evaluate", **settings, **of_this}, ROOM, "settings")
         samples = choose_samples(data, split, (), limit, seed, layout, masks=masks, crowds=crowds)[::every]
+        if first:
+            # By content: another training, or other pictures, may have come to lie under the same names.
+            weights = [file_digest(path) for path in (checkpoint, Path(plugin)) if path and path.is_file()]
+            of_this = {"data": printable(data.absolute()), "prompts": kinds, "average_precision": average_precision}
+            of_this |= {"weights_sha256": weights, "data_sha256": content_digest(samples)}
+            report = outputs.claim("results", [".csv"], {"verb": "evaluate", **settings, **of_this}, ROOM, "settings")
         if average_precision:
             from stable_sam_cuda.evaluation.coco import check_precision, precision_by_kind
 

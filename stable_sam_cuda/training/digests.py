@@ -1,10 +1,12 @@
 """What samples hold, known by content: each file is read once, by several threads."""
 
+import hashlib
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, runtime_checkable
 
+from stable_sam_cuda.notes import printable
 from stable_sam_cuda.training.samples import Sample
 
 
@@ -21,6 +23,22 @@ class MadeSample(Protocol):
 
     def made_digest(self, parts: Sequence[str]) -> str:
         """Its `digest`, from the `digest` of each part."""
+
+
+def content_digest(samples: Sequence[Sample]) -> str:
+    """One SHA-256 over names and contents of samples, in their order; a sample that cannot be read counts as such."""
+
+    def digest(sample: Sample) -> str:
+        try:
+            return sample.digest()
+        except (OSError, ValueError) as error:
+            return type(error).__name__
+
+    total = hashlib.sha256()
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as workers:
+        for sample, found in zip(samples, workers.map(digest, samples), strict=True):
+            total.update(f"{printable(sample.name)}\n{found}\n".encode())
+    return total.hexdigest()
 
 
 class Digests:

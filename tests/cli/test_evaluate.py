@@ -1,6 +1,7 @@
 """``stable-sam evaluate``: its results are kept, and are not put over those of other settings."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,13 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import save_file
 from typer.testing import CliRunner, Result
 
 from stable_sam_cuda.cli import app
 from stable_sam_cuda.cli.console import table_lines
-from stable_sam_cuda.evaluation import report
+from stable_sam_cuda.evaluation import coco, report
 from stable_sam_cuda.evaluation.protocol import ObjectResult
 from stable_sam_cuda.notes import printable
+from stable_sam_cuda.sam.weight_files import read_safetensors
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +75,29 @@ def test_the_same_settings_replace_their_results_and_others_do_not(run, tmp_path
     assert json.loads((out / "results.json").read_text())["seed"] == 1
 
 
+@pytest.mark.parametrize("changed", ["picture", "mask", "checkpoint"])
+def test_results_of_what_has_changed_under_its_name_are_kept(
+    run, data: Path, checkpoint: Path, tmp_path: Path, changed: str
+) -> None:
+    shutil.copytree(data / "[red]squares", tmp_path / "data")
+    own = tmp_path / "own.safetensors"
+    own.write_bytes(checkpoint.read_bytes())
+    assert run("--checkpoint", own, data=tmp_path / "data").exit_code == 0
+    before = contents(tmp_path / "out")
+    if changed == "checkpoint":
+        state, metadata = read_safetensors(own, "checkpoint")
+        state = {name: value * 0.999 if value.is_floating_point() else value for name, value in state.items()}
+        save_file(state, own, metadata)
+    else:
+        [path] = (tmp_path / "data" / f"{changed}s".replace("picture", "image")).iterdir()
+        pixels = np.array(Image.open(path))
+        pixels[0, 0] = 255
+        Image.fromarray(pixels).save(path)
+    refused = run("--checkpoint", own, data=tmp_path / "data")
+    assert refused.exit_code == 2 and "(--overwrite replaces them)" in refused.stderr
+    assert contents(tmp_path / "out") == before
+
+
 @pytest.mark.parametrize("name", ["results.json", "results.csv"])
 def test_files_of_somebody_else_are_kept(run, tmp_path: Path, name: str) -> None:
     out = tmp_path / "out"
@@ -85,8 +111,6 @@ def test_files_of_somebody_else_are_kept(run, tmp_path: Path, name: str) -> None
 def test_what_is_finished_is_kept_where_the_average_precision_fails(
     run, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    coco = pytest.importorskip("stable_sam_cuda.evaluation.coco")
-
     def fail(*arguments: object, **options: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -98,7 +122,6 @@ def test_what_is_finished_is_kept_where_the_average_precision_fails(
 
 
 def test_the_average_precision_joins_the_results(run, data: Path, tmp_path: Path) -> None:
-    pytest.importorskip("faster_coco_eval")
     result = run("--average-precision", data=data / "coco" / "squares.json")
     assert result.exit_code == 0, result.output
     record = json.loads((tmp_path / "out" / "results.json").read_text(), parse_constant=pytest.fail)
@@ -109,7 +132,6 @@ def test_the_average_precision_joins_the_results(run, data: Path, tmp_path: Path
 
 @pytest.mark.parametrize("prompts", ["noisy_box", "1_point,3_points"])
 def test_average_precision_of_kinds_that_have_none_is_refused_at_once(run, data: Path, prompts: str) -> None:
-    pytest.importorskip("faster_coco_eval")
     result = run("--average-precision", "--prompts", prompts, data=data / "coco" / "squares.json")
     assert (result.exit_code, result.stderr.startswith("error: --prompts: expected")) == (2, True)
     assert result.stdout == ""

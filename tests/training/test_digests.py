@@ -7,7 +7,7 @@ import pytest
 
 from stable_sam_cuda.training.augmented_images import augmented_images
 from stable_sam_cuda.training.dataset import find_masked_images
-from stable_sam_cuda.training.digests import Digests, MadeSample
+from stable_sam_cuda.training.digests import Digests, MadeSample, content_digest
 from stable_sam_cuda.training.occluded_images import OccludedImage, occluded_images
 
 
@@ -62,3 +62,12 @@ def test_whole_masks_are_other_objects_on_the_same_picture(samples):
     whole = replace(one, whole=True)
     assert whole.picture_digest() == one.picture_digest()
     assert whole.digest() != one.digest()
+
+
+def test_one_digest_of_all_follows_names_order_and_content_and_survives_what_is_broken(samples):
+    whole = content_digest(samples)
+    assert whole == content_digest(samples) != content_digest(samples[::-1])
+    samples[0].mask.write_bytes(b"no picture")
+    broken = content_digest(samples)
+    samples[0].mask.unlink()
+    assert len({whole, broken, content_digest(samples), content_digest(samples[1:])}) == 4
