@@ -1,19 +1,17 @@
 """What mask files mean: alone and in sets, by examples and by generated masks."""
 
 import pickle
-import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-import tifffile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from mask_drawings import ONE, TWO, bordered, disc, grid, soft, told_by, with_alpha, written, written_set
 from PIL import Image
 
-from stable_sam_cuda.notes import DataWarning
 from stable_sam_cuda.training.mask_evidence import evidence_of, verdict_of_set
 from stable_sam_cuda.training.mask_files import MaskSet, read_ids
 from stable_sam_cuda.training.samples import MaskedImage
@@ -21,43 +19,6 @@ from stable_sam_cuda.training.samples import MaskedImage
 FEW = settings(
     max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-
-
-def grid(count: int, height: int = 10, width: int = 14, gap: int = 3) -> np.ndarray:
-    """So many rectangles with the ids 1, 2, ..., twenty in a row."""
-    rows = -(-count // 20)
-    ids = np.arange(1, rows * 20 + 1).reshape(rows, 20)
-    tile = np.pad(np.ones((height, width), int), ((gap, 0), (gap, 0)))
-    ids = np.kron(np.where(ids <= count, ids, 0), tile)
-    return np.pad(ids, 2).astype(np.uint8 if count < 256 else np.uint16)
-
-
-def disc(radius: float = 30, size: int = 100, centre: tuple[float, float] = (48, 52)) -> np.ndarray:
-    rows, columns = np.mgrid[:size, :size]
-    return ((rows - centre[0]) ** 2 + (columns - centre[1]) ** 2 <= radius**2).astype(np.float32)
-
-
-def soft(white: int = 255, blur: float = 2.0, dtype: type = np.uint8, scale: int = 1, **options: float) -> np.ndarray:
-    return (np.rint(cv2.GaussianBlur(disc(**options), (0, 0), blur) * white) * scale).astype(dtype)
-
-
-def written(path: Path, picture: np.ndarray | Image.Image, **options: object) -> Path:
-    if path.suffix in (".tif", ".tiff") and isinstance(picture, np.ndarray):
-        tifffile.imwrite(path, picture, **options)
-    else:
-        (Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture).save(path, **options)
-    return path
-
-
-def written_set(folder: Path, masks: list[np.ndarray], suffix: str = ".png") -> list[Path]:
-    return [written(folder / f"{index:03}{suffix}", mask) for index, mask in enumerate(masks)]
-
-
-def told_by(call) -> tuple[object, list[DataWarning]]:
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        result = call()
-    return result, [one.message for one in caught if isinstance(one.message, DataWarning)]
 
 
 @pytest.mark.parametrize("count", [2, 20, 127, 128, 129, 200, 253, 254, 255, 256, 300, 1000])
@@ -105,28 +66,6 @@ def test_soft_edges_are_no_objects(tmp_path, mask, alone):
     ids = MaskSet([path, *others]).read(path)
     assert set(np.unique(ids)) == {0, 1}
     assert (ids == (mask > mask.max() / 2)).all()
-
-
-@pytest.mark.parametrize("white", [255, 250, 200, 90])
-@pytest.mark.parametrize("quality", [30, 75, 98])
-@pytest.mark.parametrize("kind", ["jpeg", "colour-jpeg", "saved-again-as-png"])
-def test_jpeg_is_one_object(tmp_path, white, quality, kind):
-    drawn = disc()
-    picture = Image.fromarray((drawn * white).astype(np.uint8))
-    path = written(tmp_path / "mask.jpg", picture.convert("RGB") if kind == "colour-jpeg" else picture, quality=quality)
-    if kind == "saved-again-as-png":
-        path = written(tmp_path / "mask.png", Image.open(path))
-    ids = read_ids(path)
-    assert set(np.unique(ids)) == {0, 1}
-    assert (ids == drawn).mean() > 0.995
-
-
-def test_jpeg_with_slight_colours_is_grey_and_a_photograph_is_refused(tmp_path):
-    tinted = np.dstack([(disc() * 240 + shift).astype(np.uint8) for shift in (0, 4, 8)])
-    assert (read_ids(written(tmp_path / "tinted.jpg", tinted)) == disc()).mean() > 0.99
-    colours = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    with pytest.raises(ValueError, match="got colours"):
-        read_ids(written(tmp_path / "photo.jpg", colours))
 
 
 blobs = st.lists(
@@ -228,12 +167,6 @@ def test_what_is_in_doubt_is_said_once_and_can_be_settled(tmp_path):
         assert not told
 
 
-def bordered(ids: np.ndarray, void: int) -> np.ndarray:
-    """The ids with a border of ``void`` of two pixels around each object."""
-    edge = cv2.dilate((ids > 0).astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
-    return np.where(edge & (ids == 0), void, ids)
-
-
 @pytest.mark.parametrize(
     ("mask", "is_void"),
     [
@@ -264,140 +197,6 @@ def test_void_is_seen_in_the_set(tmp_path):
     assert MaskSet(written_set(tmp_path, voc)).meaning == "void"
     alone = np.where(grid(1) == 1, 255, 0).astype(np.uint8)
     assert MaskSet(written_set(tmp_path, [*voc, alone])).meaning == "instances"
-
-
-def palette(indices: np.ndarray, colours: list[tuple[int, int, int]]) -> Image.Image:
-    picture = Image.new("P", indices.shape[::-1])
-    picture.putpalette([value for colour in colours for value in colour])
-    picture.frombytes(indices.astype(np.uint8).tobytes())
-    return picture
-
-
-TWO = np.zeros((60, 80), np.uint8)
-TWO[5:25, 5:30], TWO[35:55, 40:75] = 1, 2
-ONE = (TWO == 2).astype(np.uint8)
-BLACK, WHITE = (0, 0, 0), (255, 255, 255)
-
-
-def with_alpha(colour: np.ndarray, alpha: np.ndarray) -> Image.Image:
-    bands = [*np.broadcast_to(colour, (3, *alpha.shape)), alpha]
-    return Image.fromarray(np.dstack(bands).astype(np.uint8))
-
-
-NOISE = np.random.default_rng(0).integers(0, 256, (3, 60, 80))
-BRUSH = np.array([200, 30, 90])[:, None, None]
-OPAQUE = np.full_like(TWO, 255)
-ONE_BIT_TRANSPARENT = palette(ONE, [WHITE, BLACK])
-
-
-@pytest.mark.parametrize(
-    ("picture", "expected", "options"),
-    [
-        (palette(1 - ONE, [WHITE, BLACK]), ONE, {}),
-        (palette(ONE, [BLACK, WHITE]), ONE, {}),
-        (palette(TWO, [BLACK, (200, 0, 0), (0, 200, 0)]), TWO, {}),
-        (palette(TWO, [(n, n, n) for n in range(256)]), TWO, {}),
-        (palette(np.full_like(TWO, 0), [WHITE, BLACK]), np.ones_like(TWO), {}),
-        (palette(TWO, [WHITE, (200, 0, 0), (0, 200, 0)]), TWO, {"transparency": 0}),
-        (palette(ONE, [WHITE, BLACK]), ONE, {"transparency": 0}),
-        (palette(ONE, [WHITE, WHITE]), ONE, {"transparency": bytes([0, 255])}),
-        (with_alpha(255, ONE * 255), ONE, {}),
-        (with_alpha(0, ONE * 255), ONE, {}),
-        (with_alpha(BRUSH, ONE * 255), ONE, {}),
-        (with_alpha(BRUSH, ONE * 120), ONE, {}),
-        (with_alpha(np.where(ONE, BRUSH, NOISE), ONE * 255), ONE, {}),
-        (with_alpha(TWO, OPAQUE), TWO, {}),
-        (with_alpha(TWO, OPAQUE * 0), TWO, {}),
-        (with_alpha(np.where(TWO > 0, TWO, NOISE), (TWO > 0) * 255), TWO, {}),
-        (Image.merge("LA", [Image.new("L", (80, 60), 255), Image.fromarray(ONE * 255)]), ONE, {}),
-        (Image.merge("LA", [Image.new("L", (80, 60), 0), Image.fromarray(ONE * 255)]), ONE, {}),
-        (Image.fromarray(TWO), np.where(TWO == 1, 0, TWO) > 0, {"transparency": 1}),
-        (Image.fromarray(ONE * 255).convert("1"), ONE, {}),
-    ],
-    ids=[
-        "palette-white-first",
-        "palette-black-first",
-        "palette-of-colours",
-        "palette-identity",
-        "palette-white-everywhere",
-        "palette-transparent-white",
-        "palette-transparent-white-black-object",
-        "palette-one-colour-alphas",
-        "alpha-on-white",
-        "alpha-on-black",
-        "alpha-of-a-brush",
-        "alpha-of-a-half-transparent-brush",
-        "alpha-of-a-brush-over-hidden-noise",
-        "alpha-opaque",
-        "alpha-zero-everywhere",
-        "ids-over-hidden-noise",
-        "grey-alpha-white",
-        "grey-alpha-black",
-        "grey-with-a-transparent-value",
-        "one-bit",
-    ],
-)
-def test_palettes_and_transparency(tmp_path, picture, expected, options):
-    ids = read_ids(written(tmp_path / "mask.png", picture, **options))
-    if expected.max() > 1:
-        assert (ids == expected).all()
-    else:
-        assert ((ids > 0) == (expected > 0)).all()
-        assert len(np.unique(ids)) <= 2
-
-
-@pytest.mark.parametrize("premultiplied", [False, True])
-@pytest.mark.parametrize("white", [255, 90])
-def test_alpha_of_soft_brushes_is_cut_at_half(tmp_path, white, premultiplied):
-    alpha = soft(white)
-    colour = np.full((3, 100, 100), 220.0) * (alpha / 255 if premultiplied else 1)
-    path = written(
-        tmp_path / "mask.tif",
-        np.dstack([*colour, alpha]).astype(np.uint8),
-        photometric="rgb",
-        extrasamples=["assocalpha" if premultiplied else "unassalpha"],
-    )
-    if white == 255:  # else nothing is opaque, and of a TIFF the band is data
-        assert (read_ids(path) == (alpha > white / 2)).all()
-    png = written(tmp_path / "mask.png", np.dstack([np.full((100, 100, 3), 220, np.uint8), alpha]))
-    assert (read_ids(png) == (alpha > white / 2)).all()
-
-
-def test_opaque_colours_are_refused(tmp_path):
-    colours = np.where(TWO == 1, BRUSH, np.where(TWO == 2, BRUSH[::-1], 0))
-    for picture in (with_alpha(colours, OPAQUE), with_alpha(colours, (TWO > 0) * 255)):
-        with pytest.raises(ValueError, match=r"mask\.png: expected one value a pixel .* got colours"):
-            read_ids(written(tmp_path / "mask.png", picture))
-
-
-@pytest.mark.parametrize("bits", [2, 4])
-def test_greys_of_few_bits(tmp_path, bits):
-    path = tmp_path / "mask.png"
-    assert cv2.imwrite(str(path), TWO)
-    Image.fromarray(TWO).save(path, bits=bits)
-    ids = read_ids(path)
-    assert [int(one) for one in np.unique(ids)] == [0, 1, 2] or len(np.unique(ids)) == 3
-
-
-def test_16_bit_ids_in_three_equal_bands(tmp_path):
-    wide = TWO.astype(np.uint16) * 300
-    assert (read_ids(written(tmp_path / "mask.tif", np.dstack([wide] * 3), photometric="rgb")) == wide).all()
-
-
-def test_pages_turns_and_broken_files(tmp_path):
-    pages = tmp_path / "pages.tif"
-    Image.fromarray(TWO).save(pages, save_all=True, append_images=[Image.fromarray(ONE)])
-    ids, told = told_by(lambda: read_ids(pages))
-    assert (ids == TWO).all()
-    assert ["only the first" in one.reason for one in told] == [True]
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    assert (read_ids(written(tmp_path / "turned.png", TWO, exif=exif)) == np.rot90(TWO, -1)).all()
-    (tmp_path / "broken.png").write_bytes(b"no picture")
-    masks = MaskSet([tmp_path / "broken.png", tmp_path / "turned.png"])
-    assert masks.meaning == "instances"
-    with pytest.raises(ValueError, match=r"mask .*broken\.png"):
-        masks.read(tmp_path / "broken.png")
 
 
 def test_a_set_goes_to_another_process_and_an_unknown_meaning_is_refused(tmp_path):
@@ -514,34 +313,6 @@ def test_ids_up_to_the_largest_value_are_read_without_a_word(tmp_path, mask):
     assert not told_by(lambda: read_ids(path))[1]
 
 
-@pytest.mark.parametrize("dtype", [np.int8, np.int16, np.int32, np.float32])
-@pytest.mark.parametrize("value", [-1, "least"])
-def test_negative_no_values_are_background(tmp_path, dtype, value):
-    if value == "least":
-        value = np.iinfo(dtype).min if dtype not in (np.int8, np.float32) else -9999 if dtype == np.float32 else -1
-    path = written(tmp_path / "mask.tif", bordered(grid(3).astype(np.int64), value).astype(dtype))
-    ids, told = told_by(lambda: read_ids(path))
-    assert (ids == grid(3)).all()
-    assert ["negative" in one.reason for one in told] == [True]
-
-
-@pytest.mark.parametrize("outside", [1, 100, 127, 128, 200])
-def test_alpha_is_cut_midway_between_its_lowest_and_highest(tmp_path, outside):
-    path = written(tmp_path / "mask.png", with_alpha(BRUSH, np.where(ONE, 255, outside)))
-    assert (read_ids(path) == ONE).all()
-
-
-@pytest.mark.parametrize(("dtype", "white"), [(np.uint8, 255), (np.uint16, 65535), (np.float32, 2)])
-def test_masks_whose_zero_is_white_are_no_negatives(tmp_path, dtype, white):
-    path = written(tmp_path / "mask.tif", (white - TWO.astype(np.float64)).astype(dtype), photometric="miniswhite")
-    assert (read_ids(path) == TWO).all()
-
-
-def test_ids_of_32_bits_beyond_31_are_kept_apart(tmp_path):
-    mask = np.array([0, 3_000_000_000, 4_000_000_000], np.uint32)[TWO]
-    assert (read_ids(written(tmp_path / "mask.tif", mask, photometric="minisblack")) == TWO).all()
-
-
 @pytest.mark.parametrize("how", ["lines", "blurred-strokes", "faint-strokes"])
 @pytest.mark.parametrize("count", [1, 8])
 def test_thin_soft_strokes_are_one_object(tmp_path, how, count):
@@ -563,21 +334,6 @@ def test_regions_that_fill_the_picture_are_kept_or_doubted(tmp_path, values):
     mask = np.repeat(np.array(values, np.uint8), 30)[None].repeat(60, 0)
     ids, told = told_by(lambda: read_ids(written(tmp_path / "mask.png", mask)))
     assert (ids == mask).all() or told
-
-
-@pytest.mark.parametrize("soft_edges", [False, True], ids=["hard", "soft"])
-def test_a_picture_cut_out_is_the_mask_that_its_opacity_is(tmp_path, soft_edges):
-    alpha = soft(255, blur=1) if soft_edges else (disc() * 255).astype(np.uint8)
-    photo = np.random.default_rng(0).integers(0, 256, (3, *alpha.shape))
-    ids, told = told_by(lambda: read_ids(written(tmp_path / "mask.png", with_alpha(photo, alpha))))
-    assert (ids == (alpha > 127)).all()
-    assert ["cut out by transparency" in one.reason for one in told] == [True]
-
-
-def test_few_opaque_colours_are_refused_with_a_word_about_opacity(tmp_path):
-    picture = with_alpha(np.where(TWO == 1, BRUSH, BRUSH[::-1]), (TWO > 0) * 255)
-    with pytest.raises(ValueError, match="got colours; if its opacity is the mask, save that as grey"):
-        read_ids(written(tmp_path / "mask.png", picture))
 
 
 def test_a_mask_in_opacity_among_ids_is_called_so(tmp_path):
