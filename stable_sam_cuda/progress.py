@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -16,6 +17,19 @@ NEXT_SECONDS = 60.0
 def on_terminal() -> bool:
     """Whether stderr is a terminal, where a line can be drawn anew."""
     return sys.stderr is not None and sys.stderr.isatty()
+
+
+class RunProgress(Protocol):
+    """Hears how a run proceeds, stage by stage."""
+
+    def begin(self, stage: str, total: int, completed: int = 0) -> None:
+        """A stage of ``total`` parts, of which ``completed`` are done."""
+
+    def advance(self, count: int = 1) -> None:
+        """So many parts of the stage are done."""
+
+    def note(self, text: str) -> None:
+        """How the stage fares."""
 
 
 class ProgressLines:
@@ -91,7 +105,7 @@ class NoProgress:
 
 
 @contextmanager
-def progress_shown(quiet: bool = False, transient: bool = False) -> Iterator[ProgressBars | ProgressLines | NoProgress]:
+def progress_shown(quiet: bool = False, transient: bool = False) -> Iterator[RunProgress]:
     """Bars that are on the terminal as long as the block runs, or plain lines where stderr is none.
 
     Args:

@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 
 from stable_sam_cuda.training.checkpoint import save_bytes
-from stable_sam_cuda.training.dataset import find_masked_images
+from stable_sam_cuda.training.dataset import find_masked_images, read_splits
 from stable_sam_cuda.training.pack_parts import read_parts, write_parts
 from stable_sam_cuda.training.samples import Sample
 
@@ -106,7 +106,7 @@ def _chosen(data: Path, splits: Sequence[str] | None) -> tuple[list[Sample], dic
     """Samples in the order of their names, and the splits to write down, None where the data has none."""
     if splits is None and not (data / SPLITS).is_file():
         return sorted(find_masked_images(data), key=lambda sample: sample.name), None
-    wanted = list(json.loads((data / SPLITS).read_text())) if splits is None else list(splits)
+    wanted = list(read_splits(data / SPLITS)) if splits is None else list(splits)
     by_split = {split: find_masked_images(data, split) for split in wanted}
     chosen = find_masked_images(data) if splits is None else [one for part in by_split.values() for one in part]
     unique = {sample.name: sample for sample in chosen}

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from segment_anything.modeling import Sam
@@ -15,6 +15,7 @@ from torch import distributed, nn
 from stable_sam_cuda.modules import DeformableSampler
 from stable_sam_cuda.modules.validation import require_integer
 from stable_sam_cuda.notes import printable
+from stable_sam_cuda.progress import NoProgress, RunProgress
 from stable_sam_cuda.sam.atomic_file import require_folder
 from stable_sam_cuda.training.augmented_images import augmented_images
 from stable_sam_cuda.training.digests import Digests
@@ -90,32 +91,6 @@ class TrainingRun:
         defaults = {one.name: one.default for one in fields(self)}
         values = {name: getattr(self, name) for name in RECORDED_WHERE_SET}
         return {name: value for name, value in values.items() if value != defaults[name]}
-
-
-class RunProgress(Protocol):
-    """Hears how a run proceeds, stage by stage."""
-
-    def begin(self, stage: str, total: int, completed: int = 0) -> None:
-        """A stage of ``total`` parts, of which ``completed`` are done."""
-
-    def advance(self, count: int = 1) -> None:
-        """So many parts of the stage are done."""
-
-    def note(self, text: str) -> None:
-        """How the stage fares."""
-
-
-class Silence:
-    """A `RunProgress` that keeps what it hears to itself."""
-
-    def begin(self, stage: str, total: int, completed: int = 0) -> None:
-        return
-
-    def advance(self, count: int = 1) -> None:
-        return
-
-    def note(self, text: str) -> None:
-        return
 
 
 def check_run(
@@ -232,7 +207,7 @@ def train_method(
     check_run(run, out, resume, sam.device, overwrite=overwrite, cache=cache, tensorboard=tensorboard)
     if distributed.is_initialized():
         distributed.barrier()  # what the first process writes from here on would look like another run's results
-    progress = progress or Silence()
+    progress = progress or NoProgress()
     curves = _curves() if tensorboard else None
     first = not distributed.is_initialized() or distributed.get_rank() == 0
     parameters = _install(sam, run)

@@ -11,11 +11,12 @@ import pytest
 import torch
 from torch import distributed
 
+from stable_sam_cuda.progress import NoProgress
 from stable_sam_cuda.sam import plugin_of
 from stable_sam_cuda.sam.lite import new_sam_lite
 from stable_sam_cuda.training.dataset import find_masked_images
 from stable_sam_cuda.training.interruption import Interrupted, Interruption, Terminated
-from stable_sam_cuda.training.run import Silence, TrainingRun, train_method
+from stable_sam_cuda.training.run import TrainingRun, train_method
 from stable_sam_cuda.training.sam_lite.loop import LiteTrainer
 from stable_sam_cuda.training.sam_lite.options import Recipe, Settings
 
@@ -36,7 +37,7 @@ def send(number):
     os.kill(os.getpid(), number)
 
 
-class Signalling(Silence):
+class Signalling(NoProgress):
     """Progress that sends signals when a step is over."""
 
     def __init__(self, step, *numbers):
@@ -142,7 +143,8 @@ import torch
 from torch import distributed
 from stable_sam_cuda.sam.lite import new_sam_lite
 from stable_sam_cuda.training.dataset import find_masked_images
-from stable_sam_cuda.training.run import Silence, TrainingRun, train_method
+from stable_sam_cuda.progress import NoProgress
+from stable_sam_cuda.training.run import TrainingRun, train_method
 
 rank, out = int(sys.argv[1]), Path(sys.argv[2])
 torch.set_num_threads(1)
@@ -151,7 +153,7 @@ torch.manual_seed(0)
 run = TrainingRun(images=2, epochs=100000)
 
 
-class Telling(Silence):
+class Telling(NoProgress):
     def note(self, text):
         (out / f"step_{rank}").touch()
 
