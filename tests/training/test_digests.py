@@ -1,5 +1,6 @@
 """Digests of samples that are made of others."""
 
+import shutil
 from dataclasses import replace
 
 import cv2
@@ -64,7 +65,9 @@ def test_whole_masks_are_other_objects_on_the_same_picture(samples):
     assert whole.digest() != one.digest()
 
 
-def test_one_digest_of_all_follows_names_order_and_content_and_survives_what_is_broken(samples):
+def test_one_digest_of_all_follows_names_order_and_content_and_survives_what_is_broken(picture_folder, tmp_path):
+    shutil.copytree(picture_folder, tmp_path / "own")  # the folder is that of other tests, too
+    samples = find_masked_images(tmp_path / "own")
     whole = content_digest(samples)
     assert whole == content_digest(samples) != content_digest(samples[::-1])
     samples[0].mask.write_bytes(b"no picture")
