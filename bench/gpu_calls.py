@@ -73,7 +73,7 @@ def first_parts(dry: bool) -> list[Part]:
     marked = [str(path) for path in sorted(ROOT.glob("tests/**/test_*.py")) if "mark.gpu" in path.read_text()]
     whole = [path for path in marked if "end_to_end" in path]
     # Triton compiles on the host, so that several processes test sooner than one.
-    several = ["-n", "8"] if find_spec("xdist") and not dry else []
+    several = ["-n", str(min(os.cpu_count() or 1, 14))] if find_spec("xdist") and not dry else []
     tests, once = pytest("-m", "gpu", *several), bench(dry, LAYERS, "not compile", "--benchmark-disable")
     return [
         Part("launches", 60, {"pytest": [*once, "--quick", *several]}),
