@@ -8,7 +8,8 @@ Each op is called on tensors without data, with Triton's launch replaced by its 
 launch on that device would compile: same specialisation, same block sizes. A line says of each kernel: registers and
 spilled bytes of a thread, shared memory of a block against what it may have there. A kernel fails if it does not
 compile, if Triton has turned it into a trap, if it multiplies fewer than 16 columns, which Triton refuses before 3.8,
-or if it needs more tensor memory than there is.
+if it takes the instructions of Hopper's warp groups, with which its results were wrong, or if it needs more tensor
+memory than there is.
 """
 
 import argparse
@@ -170,6 +171,7 @@ def compile_calls(
         accesses = Counter(re.findall(r"\b(?:ld|st)\.global\b(?:\.v4\.b32|\.v2\.b64)?", compiled.asm["ptx"]))
         loads = sum(count for access, count in accesses.items() if access.startswith("ld"))
         narrow = f"a product of {min(columns)} columns" if columns and min(columns) < FEWEST_COLUMNS else ""
+        groups = "takes warp-group instructions" if "wgmma.mma_async" in compiled.asm["ptx"] else ""
         trap = "" if loads else "compiled to a trap: it loads nothing"
         tensor_columns = getattr(compiled.metadata, "tmem_size", None) or 0
         full = f"{tensor_columns} columns of tensor memory" if tensor_columns > TENSOR_COLUMNS else ""
@@ -177,7 +179,7 @@ def compile_calls(
             Kernel(
                 name,
                 str(call),
-                narrow or trap or full,
+                narrow or trap or groups or full,
                 registers,
                 spilled,
                 compiled.metadata.shared,

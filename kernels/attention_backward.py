@@ -194,7 +194,7 @@ def _fill(
     if gradients.wanted(QUERY_ROWS):
         tiles = tile_count(inputs.shape.height, inputs.shape.width, BACKWARD_TILE)
         pixels = BACKWARD_TILE[0] * BACKWARD_TILE[1]
-        grad_scores = torch.empty((batch, tiles, rows, pixels), dtype=dtype, device=device)
+        grad_scores = torch.empty((batch, tiles, pixels, rows), dtype=dtype, device=device)
     if gradients.wanted(*_THROUGH_SAMPLING):
         grad_calibrated = image(sums_dtype)
     own_key_pe = grad_key_pe = gradients.of_prompts(KEY_PE, prompts)

@@ -15,7 +15,7 @@ from .tiles import batch_start, load_offsets, tile_pixels, tiles_of
 @triton.jit(do_not_specialize=NUMBERS, do_not_specialize_on_alignment=SMALL)
 def attention_rows_kernel(
     grad_query_rows,  # [B, splits, R, C]
-    grad_scores,  # [B, tiles, R, P]
+    grad_scores,  # [B, tiles, P, R]
     features,  # [1 or B, H, W, C]
     identity,  # [1 or B, H, W, C]
     offsets,  # [1 or B, 2, H, W], any strides
@@ -53,7 +53,7 @@ def attention_rows_kernel(
 
     sums = ()
     for _ in tl.static_range(CHUNKS):
-        sums = sums + (tl.zeros([ROWS, CHUNK], tl.float32),)
+        sums = sums + (tl.zeros([CHUNK, ROWS], tl.float32),)
     tiles = tiles_of(shape, TILE_Y, TILE_X)
     first_tile = (share % splits) * tiles_of_split
     last_tile = tl.minimum(first_tile + tiles_of_split, tiles)
@@ -70,8 +70,8 @@ def attention_rows_kernel(
             next_y, next_x, next_inside = tile_pixels(tile + 1, shape, TILE_Y, TILE_X)
             raw_x, raw_y = load_offsets(offsets, prompt, next_y, next_x, next_inside, shape)
         local = tl.arange(0, TILE_Y * TILE_X)
-        at = ((prompt * tiles + tile) * rows + row) * (TILE_Y * TILE_X)
-        by_scores = tl.load(grad_scores + (at[:, None] + local[None, :]), mask=is_row[:, None], other=0.0)
+        at = ((prompt * tiles + tile) * (TILE_Y * TILE_X) + local) * rows
+        by_scores = tl.load(grad_scores + (at[:, None] + row[None, :]), mask=is_row[None, :], other=0.0)
 
         earlier = sums
         sums = ()
@@ -82,9 +82,9 @@ def attention_rows_kernel(
             )
             encoding = load_chunk(key_pe, own, channel, inside, CHANNELS, ALL_CHANNELS).to(tl.float32)
             keys = (calibrated + encoding).to(dtype)
-            sums = sums + (dot(by_scores, keys, earlier[k], PRECISION),)
+            sums = sums + (dot(tl.trans(keys), by_scores, earlier[k], PRECISION),)
 
     grad_query_rows += share.to(tl.int64) * rows * CHANNELS
     for k in tl.static_range(CHUNKS):
         channel = k * CHUNK + tl.arange(0, CHUNK)
-        store_chunk(grad_query_rows, sums[k], row, channel, is_row, CHANNELS, ALL_CHANNELS)
+        store_chunk(grad_query_rows, tl.trans(sums[k]), row, channel, is_row, CHANNELS, ALL_CHANNELS)

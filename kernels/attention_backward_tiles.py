@@ -18,7 +18,7 @@ from .tiles import batch_start, load_offsets, pixels_of, tile_pixels, tiles_of
 
 @triton.jit(do_not_specialize=NUMBERS, do_not_specialize_on_alignment=SMALL)
 def attention_tiles_kernel(
-    grad_scores,  # [B, tiles, R, P] or None where not asked for; likewise below
+    grad_scores,  # [B, tiles, P, R] or None where not asked for; likewise below
     grad_calibrated,  # [B, H, W, C]
     grad_key_pe,  # [B, H, W, C]
     grad_pooled,  # [B, R, C]
@@ -90,40 +90,40 @@ def attention_tiles_kernel(
             next_y, next_x, next_inside = tile_pixels(tile + 1, shape, TILE_Y, TILE_X)
             raw_x, raw_y = load_offsets(offsets, prompt, next_y, next_x, next_inside, shape)
 
-        scores = tl.zeros([ROWS, TILE_Y * TILE_X], tl.float32)
-        grad_probabilities = tl.zeros([ROWS, TILE_Y * TILE_X], tl.float32)
+        scores = tl.zeros([TILE_Y * TILE_X, ROWS], tl.float32)
+        grad_probabilities = tl.zeros([TILE_Y * TILE_X, ROWS], tl.float32)
         for k in tl.static_range(CHUNKS):
             channel = k * CHUNK + tl.arange(0, CHUNK)
             calibrated = calibrated_chunk(
                 features, identity, own, taps, weights, identity_scale, channel, inside, CHANNELS, ALL_CHANNELS
             )
             encoding = load_chunk(key_pe, own, channel, inside, CHANNELS, ALL_CHANNELS).to(tl.float32)
-            keys = tl.trans((calibrated + encoding).to(dtype))
-            scores = dot(queries[k], keys, scores, PRECISION)
-            grad_probabilities = dot(grads[k], tl.trans(calibrated.to(dtype)), grad_probabilities, PRECISION)
+            keys = (calibrated + encoding).to(dtype)
+            scores = dot(keys, tl.trans(queries[k]), scores, PRECISION)
+            grad_probabilities = dot(calibrated.to(dtype), tl.trans(grads[k]), grad_probabilities, PRECISION)
 
         # The largest logits round differently here than in the forward: no probability may exceed 1.
         # A comparison, not a minimum, so that NaN stays NaN.
-        distance = scores - level[:, None]
+        distance = scores - level[None, :]
         probabilities = tl.exp2(tl.where(distance > 0.0, 0.0, distance) * LOG2_E)
-        probabilities = tl.where(inside[None, :], probabilities, 0.0)
-        by_scores = (probabilities * (grad_probabilities - mean[:, None])).to(dtype)
+        probabilities = tl.where(inside[:, None], probabilities, 0.0)
+        by_scores = (probabilities * (grad_probabilities - mean[None, :])).to(dtype)
 
         if grad_scores is not None:
             local = tl.arange(0, TILE_Y * TILE_X)
-            at = ((prompt * tiles + tile) * rows + row) * (TILE_Y * TILE_X)
-            tl.store(grad_scores + (at[:, None] + local[None, :]), by_scores, mask=is_row[:, None])
+            at = ((prompt * tiles + tile) * (TILE_Y * TILE_X) + local) * rows
+            tl.store(grad_scores + (at[:, None] + row[None, :]), by_scores, mask=is_row[None, :])
         if grad_calibrated is not None or grad_key_pe is not None:
             for k in tl.static_range(CHUNKS):
                 channel = k * CHUNK + tl.arange(0, CHUNK)
-                grad = dot(tl.trans(queries[k]), by_scores, tl.zeros([CHUNK, TILE_Y * TILE_X], tl.float32), PRECISION)
+                grad = dot(by_scores, queries[k], tl.zeros([TILE_Y * TILE_X, CHUNK], tl.float32), PRECISION)
                 if grad_key_pe is not None:
-                    by_keys = tl.trans(grad)
+                    by_keys = grad
                     if ADD:
                         by_keys += load_chunk(grad_key_pe + image, own, channel, inside, CHANNELS, ALL_CHANNELS)
                     store_chunk(grad_key_pe + image, by_keys, own, channel, inside, CHANNELS, ALL_CHANNELS)
                 if grad_calibrated is not None:
-                    grad = tl.trans(dot(tl.trans(grads[k]), probabilities.to(dtype), grad, PRECISION))
+                    grad = dot(probabilities.to(dtype), grads[k], grad, PRECISION)
                     if ADD:
                         grad += load_chunk(grad_calibrated + image, own, channel, inside, CHANNELS, ALL_CHANNELS)
                     store_chunk(grad_calibrated + image, grad, own, channel, inside, CHANNELS, ALL_CHANNELS)

@@ -1,8 +1,10 @@
 """Forward of sampled_attention: absorbed attention over calibrated features that are never written to memory.
 
 One program per prompt, block of query rows and share of the map. It walks over its tiles of pixels with a running
-softmax: a tile's u is blended once, gives the scores (rows times keys) and is then what the weights average.
+softmax: a tile's u is blended once, gives the scores (keys times rows) and is then what the weights average.
 Where prompts are few the map is shared among programs; `_merge_kernel` joins their results in a fixed order.
+
+Pixels, and then channels, are the long side of the products, query rows the short one; attention_tile.dot says why.
 """
 
 import math
@@ -75,8 +77,9 @@ def _attention_kernel(
     averages = ()
     for k in tl.static_range(CHUNKS):
         channel = k * CHUNK + tl.arange(0, CHUNK)
-        queries = queries + (load_chunk(query_rows, row, channel, is_row, CHANNELS, ALL_CHANNELS).to(dtype),)
-        averages = averages + (tl.zeros([ROWS, CHUNK], tl.float32),)
+        query = load_chunk(query_rows, row, channel, is_row, CHANNELS, ALL_CHANNELS).to(dtype)
+        queries = queries + (tl.trans(query),)
+        averages = averages + (tl.zeros([CHUNK, ROWS], tl.float32),)
     highest = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
 
@@ -93,7 +96,7 @@ def _attention_kernel(
         taps, weights = find_taps(raw_x, raw_y, y, x, sample_scale, max_offset, shape)
 
         values = ()
-        scores = tl.zeros([ROWS, TILE_Y * TILE_X], tl.float32)
+        scores = tl.zeros([TILE_Y * TILE_X, ROWS], tl.float32)
         for k in tl.static_range(CHUNKS):
             channel = k * CHUNK + tl.arange(0, CHUNK)
             calibrated = calibrated_chunk(
@@ -101,33 +104,33 @@ def _attention_kernel(
             )
             encoding = load_chunk(key_pe, own, channel, inside, CHANNELS, ALL_CHANNELS).to(tl.float32)
             keys = (calibrated + encoding).to(dtype)
-            scores = dot(queries[k], tl.trans(keys), scores, PRECISION)
+            scores = dot(keys, queries[k], scores, PRECISION)
             values = values + (calibrated.to(dtype),)
-        scores = tl.where(inside[None, :], scores, float("-inf"))
+        scores = tl.where(inside[:, None], scores, float("-inf"))
         if OFFSETS_AHEAD:
             y, x, inside = tile_pixels(tile + 1, shape, TILE_Y, TILE_X)
             raw_x, raw_y = load_offsets(offsets, prompt, y, x, inside, shape)
 
-        higher = tl.maximum(highest, tl.max(scores, axis=1))
+        higher = tl.maximum(highest, tl.max(scores, axis=0))
         # Scores of -inf alone must not give the NaN of inf - inf. Subtracting before scaling keeps
         # the largest scores finite.
         level = tl.where(higher == float("-inf"), 0.0, higher)
-        probabilities = tl.exp2((scores - level[:, None]) * LOG2_E)
+        probabilities = tl.exp2((scores - level[None, :]) * LOG2_E)
         fading = tl.exp2((highest - level) * LOG2_E)
-        total = total * fading + tl.sum(probabilities, axis=1)
+        total = total * fading + tl.sum(probabilities, axis=0)
         highest = higher
         faded = averages
         averages = ()
         for k in tl.static_range(CHUNKS):
-            kept = faded[k] * fading[:, None]
-            averages = averages + (dot(probabilities.to(dtype), values[k], kept, PRECISION),)
+            kept = faded[k] * fading[None, :]
+            averages = averages + (dot(tl.trans(values[k]), probabilities.to(dtype), kept, PRECISION),)
 
     pooled += share.to(tl.int64) * rows * CHANNELS
     logsumexp += share.to(tl.int64) * rows
     tl.store(logsumexp + row, highest + tl.log(total), mask=is_row)
     for k in tl.static_range(CHUNKS):
         channel = k * CHUNK + tl.arange(0, CHUNK)
-        store_chunk(pooled, averages[k] / total[:, None], row, channel, is_row, CHANNELS, ALL_CHANNELS)
+        store_chunk(pooled, tl.trans(averages[k] / total[None, :]), row, channel, is_row, CHANNELS, ALL_CHANNELS)
 
 
 @triton.jit(do_not_specialize=NUMBERS, do_not_specialize_on_alignment=SMALL)

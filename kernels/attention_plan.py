@@ -15,6 +15,7 @@ TILES_KERNEL = "sampled_attention's backward"
 ROWS_KERNEL = "sampled_attention's backward by query rows"
 BACKWARD_TILE = (4, 8)  # of both kernels: the second reads what the first has written by tiles
 _SUMS = 64 * 256  # rows times channels whose sums in float32 fill half of the registers of 4 warps
+_LONG_SIDE = 32  # channels of a product that is rows of attention_tile.dot's result: fewer than 64
 
 
 class AttentionPlan(NamedTuple):
@@ -26,6 +27,7 @@ class AttentionPlan(NamedTuple):
     shared_bytes: int  # of one program: at least what the compiler takes for any architecture that may take this plan
     precision: str = "tf32"  # of float32 dots; the half types know one only
     offsets_ahead: bool = False  # load them a tile ahead, since the addresses of all other loads wait for them
+    registers: int | None = None  # of a thread, at most
 
     @property
     def constants(self) -> dict[str, object]:
@@ -38,6 +40,7 @@ class AttentionPlan(NamedTuple):
             "TILE_X": self.tile[1],
             "OFFSETS_AHEAD": self.offsets_ahead,
             "num_warps": self.warps,
+            "maxnreg": self.registers,
             "num_stages": 1,  # loads are gathered and blended, not copied: there is nothing to pipeline
         }
 
@@ -62,11 +65,6 @@ def _has_tf32x3(device: Device) -> bool:
     return not 100 <= device.capability < 120
 
 
-def _reads_operands_from_shared_memory(device: Device) -> bool:
-    """Hopper's and the large Blackwells' matrix units do; the others need a second, transposed copy."""
-    return 90 <= device.capability < 120
-
-
 def forward_plans(dtype: torch.dtype, channels: int, rows: int, device: Device) -> list[AttentionPlan]:
     """Plans of the forward, the best first. Averages of all rows and channels stay in registers.
 
@@ -74,71 +72,69 @@ def forward_plans(dtype: torch.dtype, channels: int, rows: int, device: Device) 
     """
     padded = triton.cdiv(channels, 64) * 64
 
-    def plan(rows: int, chunk: int, tile: tuple[int, int], warps: int, resident: int, **rest) -> AttentionPlan:
+    def plan(rows: int, tile: tuple[int, int], warps: int, resident: int, **rest) -> AttentionPlan:
         pixels = tile[0] * tile[1]
         if rest.get("precision") == "tf32x3":
             shared = 2 * padded * rows * dtype.itemsize + 12_288
         else:
-            shared = max(padded * (rows + pixels) * dtype.itemsize + 8192, 8 * rows * pixels)
-        return AttentionPlan(rows, _chunk(channels, chunk), tile, warps, resident, shared, **rest)
+            shared = padded * (rows + pixels) * dtype.itemsize + 8192
+        return AttentionPlan(rows, _chunk(channels, _LONG_SIDE), tile, warps, resident, shared, **rest)
 
     most = _most_rows(channels)
     plans = []
     if dtype == torch.float32:
-        if most == 64 and _has_tf32x3(device):
-            plans.append(plan(64, 32, (4, 4), 8, 1, precision="tf32x3"))
-        if most >= 32 and channels <= 256:
-            plans.append(plan(32, 64, (4, 8), 8, 1, precision="ieee"))
-        return [*plans, plan(16, 64, (4, 4), 8, 2, precision="ieee")]
+        precision = "tf32x3" if _has_tf32x3(device) else "ieee"
+        if most == 64:
+            plans.append(plan(64, (4, 4), 8, 1, precision=precision))
+        if most >= 32:
+            plans.append(plan(32, (4, 4), 8, 1, precision=precision))
+        return [*plans, plan(16, (4, 4), 8, 2, precision=precision)]
     if rows > 64 and most == 64:
-        plans.append(plan(128, 64, (4, 8), 8, 1, offsets_ahead=True))
+        plans.append(plan(128, (4, 8), 8, 1, offsets_ahead=True))
     if most == 64:
-        plans.append(plan(64, 64, (4, 4), 4, 2, offsets_ahead=True))
+        # Masks along the channels take registers of their own.
+        plans.append(plan(64, (4, 8), 8, 2, registers=None if channels % _LONG_SIDE else 128))
     if most >= 32:
-        plans.append(plan(32, 64, (4, 8), 4, 2))
-    return [*plans, plan(16, 64, (4, 4), 4, 2)]
+        plans.append(plan(32, (4, 8), 4, 2))
+    return [*plans, plan(16, (4, 4), 4, 2)]
 
 
 def tiles_plans(dtype: torch.dtype, channels: int, rows: int, device: Device) -> list[AttentionPlan]:
     """Plans of the backward's first kernel, the best first.
 
-    It holds the rows and their gradients in shared memory, and no sums.
+    It holds the rows and their gradients in shared memory, each twice, since they are factors in both directions; and
+    no sums.
     """
     padded = triton.cdiv(channels, 64) * 64
-    of_tile = 20_480 if dtype == torch.float32 else 4096
 
-    def plan(rows: int, chunk: int, warps: int, resident: int, precision: str = "tf32") -> AttentionPlan:
-        # Hopper's own instructions take 64 rows at least.
-        from_shared_memory = _reads_operands_from_shared_memory(device) and rows >= 64
-        copies = 2 if dtype == torch.float32 or from_shared_memory else 4
-        shared = max(copies * padded * rows * dtype.itemsize + 256 * rows + of_tile, 640 * rows)
-        return AttentionPlan(rows, _chunk(channels, chunk), BACKWARD_TILE, warps, resident, shared, precision)
+    def plan(rows: int, warps: int, resident: int, precision: str = "tf32") -> AttentionPlan:
+        copies = {"tf32": 4, "ieee": 2, "tf32x3": 8}[precision]
+        shared = copies * padded * rows * dtype.itemsize + 20_480
+        return AttentionPlan(rows, _chunk(channels, 64), BACKWARD_TILE, warps, resident, shared, precision)
 
     most = _most_rows(channels)
-    plans = []
     if dtype == torch.float32:
-        if most == 64:
-            plans.append(plan(32, 64, 8, 1, "ieee"))
-        return [*plans, plan(16, 64, 8, 1, "ieee")]
-    if rows > 64 and most == 64:
-        plans.append(plan(128, 128, 8, 1))
+        by_parts = plan(16, 8, 1, "tf32x3")  # in a third of the time, for four times the shared memory
+        fits = _has_tf32x3(device) and by_parts.shared_bytes <= device.shared_bytes
+        return [by_parts if fits else plan(16, 8, 1, "ieee")]
+    plans = []
     if most == 64:
-        plans.append(plan(64, 64, 4, 2))
+        plans.append(plan(64, 8, 1))
     if most >= 32:
-        plans.append(plan(32, 64, 4, 1))
-    return [*plans, plan(16, 64, 4, 1)]
+        plans.append(plan(32, 4, 1))
+    return [*plans, plan(16, 4, 1)]
 
 
 def rows_plans(dtype: torch.dtype, channels: int, rows: int, device: Device) -> list[AttentionPlan]:
     """Plans of the backward's second kernel, the best first. It holds the sums of all rows in registers."""
 
-    def plan(rows: int, chunk: int, warps: int, resident: int, precision: str = "tf32") -> AttentionPlan:
-        shared = 256 * rows
-        return AttentionPlan(rows, _chunk(channels, chunk), BACKWARD_TILE, warps, resident, shared, precision)
+    def plan(rows: int, warps: int, resident: int, precision: str = "tf32") -> AttentionPlan:
+        shared = 256 * rows * max(1, dtype.itemsize // 2)
+        return AttentionPlan(rows, _chunk(channels, _LONG_SIDE), BACKWARD_TILE, warps, resident, shared, precision)
 
     most = _most_rows(channels)
     if dtype == torch.float32:
-        return [plan(most, 32, 8, 1, "tf32x3" if _has_tf32x3(device) else "ieee")]
-    if rows > 64 and most == 64:
-        return [plan(128, 64, 8, 1), plan(64, 64, 4, 2)]
-    return [plan(most, 64, 4 if most == 64 else 8, 2 if most == 64 else 1)]
+        return [plan(most, 8, 1, "tf32x3" if _has_tf32x3(device) else "ieee")]
+    if rows > 64 and most == 64 and channels % _LONG_SIDE == 0:
+        return [plan(128, 8, 1), plan(64, 8, 2)]
+    return [plan(most, 8, 2 if most == 64 else 1)]

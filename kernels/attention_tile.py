@@ -15,7 +15,12 @@ _INTERPRETED = tl.constexpr(INTERPRETED)
 
 @triton.jit
 def dot(left, right, acc, PRECISION: tl.constexpr):
-    """``left @ right + acc``, accumulated in float32."""
+    """``left @ right + acc``, accumulated in float32.
+
+    ``left`` has fewer than 64 rows. From 64 on Triton takes the instructions of Hopper's warp groups, and what Triton
+    3.6 makes of these chains of products with them is wrong on an H200: float32's read beyond their shared memory, and
+    gradients of the half types were wrong or ended in an illegal access (docs/decisions.md).
+    """
     if _INTERPRETED:  # which multiplies the bits of a bfloat16 as if they were an integer's
         left, right = left.to(tl.float32), right.to(tl.float32)
     return tl.dot(left, right, acc=acc, input_precision=PRECISION)

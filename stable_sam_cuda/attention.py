@@ -130,14 +130,14 @@ def _absorbed(
     _, tokens, heads, width = q.shape
     scaled = q * (1 / math.sqrt(width))
     rows = torch.einsum("bthd,hdc->bhtc", scaled, k_weight.unflatten(0, (heads, -1))).flatten(1, 2)
+    arguments: list[Any] = [*(tensor.to(dtype) for tensor in (rows, *maps.values())), max_offset]
     operations = torch.ops.stable_sam_cuda
     if chosen is Backend.REFERENCE:
-        arguments: list[Any] = [*(tensor.to(dtype) for tensor in (rows, *maps.values())), max_offset]
         pooled, _ = reference.sampled_attention(*arguments)
     elif chosen is Backend.TRITON:
-        pooled, _ = operations.sampled_attention_triton(rows, *maps.values(), max_offset)
+        pooled, _ = operations.sampled_attention_triton(*arguments)
     else:
-        pooled, _ = operations.sampled_attention(rows, *maps.values(), max_offset)
+        pooled, _ = operations.sampled_attention(*arguments)
     pooled = pooled.unflatten(1, (heads, tokens))
     return torch.einsum("bhtc,hdc->bthd", pooled, v_weight.unflatten(0, (heads, -1))).flatten(2) + v_bias
 

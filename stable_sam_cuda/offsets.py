@@ -65,12 +65,12 @@ def offset_head(
     _check(features, parameters, eps)
     dtype = autocast_dtype(features)
     chosen = choose_for_offset_head(backend, features.device, dtype)
+    arguments: list[Any] = [*(tensor.to(dtype) for tensor in (features, *parameters.values())), float(eps)]
     if chosen is Backend.REFERENCE:
-        arguments: list[Any] = [*(tensor.to(dtype) for tensor in (features, *parameters.values())), float(eps)]
         return reference.offset_head(*arguments)
     operations = torch.ops.stable_sam_cuda
     operation = operations.offset_head_triton if chosen is Backend.TRITON else operations.offset_head
-    return operation(features, *parameters.values(), float(eps))
+    return operation(*arguments)
 
 
 def _check(features: Tensor, parameters: dict[str, Tensor], eps: float) -> None:

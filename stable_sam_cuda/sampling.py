@@ -19,12 +19,12 @@ def sample_with(
     amplitude: Tensor | None,
     max_offset: float,
 ) -> Tensor:
+    dtype = autocast_dtype(features)
+    cast = partial(cast_for_autocast, dtype=dtype)
+    features, offsets = features.to(dtype), offsets.to(dtype)
+    identity, alpha, amplitude = cast(identity), cast(alpha), cast(amplitude)
     if chosen is Backend.REFERENCE:
-        dtype = autocast_dtype(features)
-        cast = partial(cast_for_autocast, dtype=dtype)
-        return reference.deformable_sample(
-            features.to(dtype), offsets.to(dtype), cast(identity), cast(alpha), cast(amplitude), max_offset
-        )
+        return reference.deformable_sample(features, offsets, identity, alpha, amplitude, max_offset)
     operations = torch.ops.stable_sam_cuda
     operation = operations.deformable_sample_triton if chosen is Backend.TRITON else operations.deformable_sample
     return operation(features, offsets, identity, alpha, amplitude, max_offset)

@@ -1,6 +1,9 @@
 """Autocast policy: every floating-point input is cast to autocast's dtype; kernels sum in float32 anyway.
 
 float64 inputs are left alone, as PyTorch's own autocast does.
+
+The public functions cast before they call an op: torch.compile's cache of before 2.12 knows a graph by its calls and
+whether autocast is on, not by autocast's dtype, and gave float16 where bfloat16 was asked for.
 """
 
 from typing import Any

@@ -43,7 +43,7 @@ HEAD_CASES = [
     HeadCase("33_channels", 3, 33, 16, 17, layout="strided"),
     HeadCase("512_channels", 2, 512, 20, 24),
     HeadCase("1280_channels", 1, 1280, 9, 8),
-    HeadCase("3_channels", 2, 3, 70, 9),
+    HeadCase("3_channels", 2, 3, 70, 9, eps=0.1),  # the variance of three may be near 0: nothing for float32
     HeadCase("1x1_map", 2, 256, 1, 1),
 ]
 

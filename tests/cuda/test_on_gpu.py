@@ -107,11 +107,14 @@ def test_the_size_of_sam(suffix: str, dtype: torch.dtype, max_offset: float) -> 
     near = (max_offset * torch.tanh(inputs["offsets"].double())).frac().abs()
     inputs["offsets"][(near < 1e-3) | (near > 1 - 1e-3)] += 0.05
     expected, expected_gradients = truth(inputs, max_offset, grad_output)
-    assert_matches("output", forward(suffix, inputs, max_offset), expected, FORWARD[dtype])
+    # Coordinates are off by s * 2**-23 where the range s, not the width of 64, decides their error.
+    wider = max(1.0, 2 * max_offset / 64)
+    limits, gradient_limits = (table[dtype]._replace(absolute=wider * 5e-5) for table in (FORWARD, BACKWARD))
+    assert_matches("output", forward(suffix, inputs, max_offset), expected, limits)
     gradients = dict(zip(NAMES, backward(suffix, grad_output, inputs, max_offset, 15), strict=True))
     for name, true in expected_gradients.items():
         if name != "offsets":  # at this number of locations a few lie within rounding of an integer
-            assert_matches(f"grad_{name}", gradients[name], true, BACKWARD[dtype])
+            assert_matches(f"grad_{name}", gradients[name], true, gradient_limits)
     close = torch.isclose(gradients["offsets"].double(), expected_gradients["offsets"], rtol=0.02, atol=0.5)
     assert close.double().mean() > 0.999
 

@@ -82,6 +82,7 @@ class Fault(NamedTuple):
     replacement: str
     match: str
     found: str
+    architecture: str = "80"
 
 
 FAULTS = {
@@ -94,8 +95,8 @@ FAULTS = {
     ),
     "product_of_8_columns": Fault(
         "attention_plan.py",
-        'plan(64, 32, (4, 4), 8, 1, precision="tf32x3")',
-        'plan(64, 32, (2, 4), 8, 1, precision="tf32x3")',
+        "plan(64, (4, 4), 8, 1, precision=precision)",
+        "plan(64, (2, 4), 8, 1, precision=precision)",
         "^attention_kernel, attention float32 C=33 1x1 B=1 8",
         "FAILED, (a product of 8 columns|.*K >= 16)",  # the second by Triton itself, before 3.8
     ),
@@ -104,7 +105,16 @@ FAULTS = {
         "copies * padded * rows * dtype.itemsize",
         "0 * padded * rows * dtype.itemsize",
         "^attention_tiles_kernel, attention bfloat16 C=256 64x64 B=64 160",
-        "of 166912 shared OVER THE LIMIT",
+        "of 101376 shared OVER THE LIMIT",
+        "86",
+    ),
+    "warp_groups": Fault(
+        "attention_plan.py",
+        "_LONG_SIDE = 32",
+        "_LONG_SIDE = 64",
+        "^attention_kernel, attention bfloat16 C=33 64x1 B=64 72",
+        "FAILED, takes warp-group instructions",
+        "90",
     ),
     "trap": Fault(
         "attention_tile.py",
@@ -130,7 +140,7 @@ def plant(folder: Path, file: str, text: str, replacement: str) -> Path:
 def test_a_planted_fault_is_found(fault: Fault, tmp_path: Path) -> None:
     planted = plant(tmp_path, fault.file, fault.text, fault.replacement)
     selection = [] if " C=256 " in fault.match else ["--quick"]
-    done = run_matrix("--only", "80", "--match", fault.match, *selection, kernels=planted)
+    done = run_matrix("--only", fault.architecture, "--match", fault.match, *selection, kernels=planted)
     assert done.returncode == 1, done.stdout + done.stderr
     assert re.search(fault.found, done.stdout), done.stdout + done.stderr
     assert not last_line(done).endswith(" 0 failed, 0 over the limit, 0 with spills")
