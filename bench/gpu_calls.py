@@ -1,11 +1,12 @@
 """Builds, proves and measures the kernels on a bare CUDA machine; bench/on_gpu.sh runs it.
 
-    bench/on_gpu.sh [--second] [--seconds N] [--parts build kernels ...] [--dry-run]
+    bench/on_gpu.sh [--second] [--seconds N] [--parts build kernels ...] [--pack] [--dry-run]
 
 The first call takes at most 540 seconds, the second (--second) at most 180; what its time did not allow is listed. It
 needs torch 2.11 or later with CUDA, Triton, nvcc, pytest, pytest-benchmark and, for SAM's models, segment_anything; it
 reaches for nothing outside the machine. Results go to $OUT, or to bench/results/<gpu>/ without it:
     <date>-<commit>.json   pytest-benchmark's, with how each part ended;  .md   the same to read;  .log   all output
+    compiled.00 ...        with --pack: objects and Triton's kernels. The next machine takes them from wheels/
 A part that passed for this very commit, here or in bench/results/<gpu>/, is not run again. This project's figures are
 compared with the last record of the same GPU: more than 5 % slower is a failure, unless the host decides the time.
 --dry-run needs no GPU: it does what a CPU can, on few and small sizes, and says what it left out.
@@ -35,13 +36,17 @@ PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/local/cuda/bin
 STATE = ROOT / "build" / "on_gpu"  # git ignores it; compiled kernels and parts stay there from call to call
 BASELINE = "baseline.json"
 GRACE_SECONDS = 10  # in which an interrupted pytest writes what it has
-LAYERS = [f"bench/test_{name}.py" for name in ("deformable_attention", "deformable_sample", "offset_head")]
+LAYERS = [f"bench/test_{name}.py" for name in ("deformable_sample", "deformable_attention", "offset_head")]
 MODELS = [f"bench/test_{name}.py" for name in ("decoder", "training_step", "predictor")]
+PACKED = "compiled."  # objects and Triton's kernels, in $OUT after a call and in wheels/ before one
+PACKED_BYTES = 15 << 20  # of a file: some machines give back none above 16 MiB
 # Not PyTorch's own.
 KERNELS = "regex:^_?(deformable|attention|merge_k|offset_head|forward_k|locations|gather|pixels_k|identity_sum|sum_)"
 SECTIONS = [f"--section={name}" for name in ("SpeedOfLight", "Occupancy", "MemoryWorkloadAnalysis", "LaunchStats")]
 OUT_OF_TIME = re.compile("^SKIPPED .*out of time", re.MULTILINE)  # of groups of benchmarks that did not begin
-FAILURE = re.compile("^(FAILED|ERROR) |has failed PercentageRegressionCheck|ERROR SUMMARY: [1-9]")
+FAILURE = re.compile(
+    "^(FAILED|ERROR) |^!.*the device is lost|has failed PercentageRegressionCheck|ERROR SUMMARY: [1-9]"
+)
 
 
 class Part(NamedTuple):
@@ -69,7 +74,7 @@ def build(dry: bool) -> Part:
 
 
 def first_parts(dry: bool) -> list[Part]:
-    """The most valuable first."""
+    """The most valuable first. A file of benchmarks is a part: a kernel that dies takes its process along."""
     marked = [str(path) for path in sorted(ROOT.glob("tests/**/test_*.py")) if "mark.gpu" in path.read_text()]
     whole = [path for path in marked if "end_to_end" in path]
     # Triton compiles on the host, so that several processes test sooner than one.
@@ -78,32 +83,45 @@ def first_parts(dry: bool) -> list[Part]:
     return [
         Part("launches", 60, {"pytest": [*once, "--quick", *several]}),
         Part("kernels", 120, {"pytest": [*tests, *(path for path in marked if path not in whole)]}),
-        Part("end_to_end", 60, {"pytest": [*tests, *whole]} if whole else {}),
-        Part("layers", 150, {"bench": bench(dry, LAYERS, "bf16 and not warm", "--benchmark-only")}),
-        Part("models", 90, {"bench": bench(dry, MODELS, "not warm and (bf16 or predict)", "--benchmark-only")}),
+        Part("end_to_end", 90, {"pytest": [*tests, *whole]} if whole else {}),
+        # Without the cache each tensor is an allocation of its own, and a step outside is seen.
+        Part("sanitizer", 75, memory_checks(dry), {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}),
+        *(timed(dry, file, "bf16 and not warm", 60) for file in LAYERS),
+        timed(dry, MODELS[0], "bf16 and not warm", 60),
+        timed(dry, MODELS[1], "not fp16 and not warm", 30),
+        timed(dry, MODELS[2], "predict", 30),
     ]
 
 
 def second_parts(dry: bool) -> list[Part]:
-    """What the first call has no time for, what it left unfinished of the most telling figures included."""
-    fuzz = [sys.executable, "bench/fuzz.py"]
-    check = ["compute-sanitizer", "--error-exitcode", "1", "--tool"]
-    few = [*fuzz, "--calls", "25", "--largest", "9", "--seconds", "30"]
-    checks = {tool: [*check, tool, *few] for tool in ("memcheck", "racecheck", "synccheck")}
-    checks["initcheck"] = [*check, "initcheck", *few, "--no-poison"]
-    many = ["--seed", "1000", *(["--calls", "3", "--largest", "4"] if dry else ["--seconds", "30"])]
-    checks |= {f"fuzz {name}": [*fuzz, "--backend", name, *many] for name in (("cpu",) if dry else ("cuda", "triton"))}
+    """What the first call left unfinished of the most telling figures, and what it has no time for."""
     ncu = ["ncu", "--clock-control", "none", "--kernel-name", KERNELS, "--launch-count", "60", *SECTIONS]
-    ncu += bench(dry, LAYERS[1:] + LAYERS[:1], "bf16 and B64- and not warm", "--benchmark-disable")  # the sampler first
+    ncu += bench(dry, LAYERS, "bf16 and B64- and not warm", "--benchmark-disable")
     rest = "(not bf16 and not warm) or (bf16 and warm and B64-)"
     return [
-        # Without the cache each tensor is an allocation of its own, and a step outside is seen.
-        Part("sanitizer", 60, checks, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}),
-        *first_parts(dry)[-2:],
-        Part("more_layers", 60, {"bench": bench(dry, LAYERS, rest, "--benchmark-only")}),
-        Part("more_models", 45, {"bench": bench(dry, MODELS, f"not predict and ({rest})", "--benchmark-only")}),
+        *(part for part in first_parts(dry) if "bench" in part.commands),
         Part("profile", 40, {"ncu": ncu}),
+        *(timed(dry, file, rest, 30, "more_") for file in [*LAYERS, *MODELS[:2]]),
     ]
+
+
+def timed(dry: bool, file: str, selection: str, seconds: float, prefix: str = "") -> Part:
+    name = prefix + Path(file).stem.removeprefix("test_")
+    return Part(name, seconds, {"bench": bench(dry, [file], selection, "--benchmark-only")})
+
+
+def memory_checks(dry: bool) -> dict[str, list[str]]:
+    """compute-sanitizer's four tools on some random calls of every kernel, and random calls without it."""
+    commands = {}
+    for backend in ("cuda", "triton"):
+        few = [sys.executable, "bench/fuzz.py", "--backend", backend, "--largest", "9", "--seconds", "35"]
+        for tool in ("memcheck", "racecheck", "initcheck", "synccheck"):
+            check = ["compute-sanitizer", "--error-exitcode", "1", "--tool", tool, *few]
+            commands[f"{tool} {backend}"] = check + ["--no-poison"] * (tool == "initcheck")
+    many = ["--seed", "1000", *(["--calls", "3", "--largest", "4"] if dry else ["--seconds", "35"])]
+    for backend in ("cpu",) if dry else ("cuda", "triton"):
+        commands[f"fuzz {backend}"] = [sys.executable, "bench/fuzz.py", "--backend", backend, *many]
+    return commands
 
 
 def bench(dry: bool, files: list[str], selection: str, *options: str) -> list[str]:
@@ -117,7 +135,7 @@ def why_not(words: list[str], dry: bool) -> str | None:
         return "needs a CUDA device"
     if not shutil.which(words[0], path=PATH):
         return f"{words[0]} is not installed"
-    needs_sam = any("end_to_end" in word for word in words) or MODELS[0] in words
+    needs_sam = any("end_to_end" in word or word in MODELS for word in words)
     return "needs segment_anything, which is not installed" if needs_sam and not find_spec("segment_anything") else None
 
 
@@ -173,6 +191,22 @@ def outcome(process: subprocess.Popen, deadline: float) -> str:
         process.wait()
 
 
+def unpack(folder: Path) -> None:
+    """What an earlier call compiled on a machine like this, where it came along."""
+    if parts := sorted(folder.glob(f"{PACKED}*")):
+        whole = b"".join(part.read_bytes() for part in parts)
+        subprocess.run(["tar", "xz", "-C", ROOT / "build"], input=whole, check=False)
+
+
+def pack(folder: Path) -> None:
+    """Everything compiled, in files of at most `PACKED_BYTES`."""
+    build = ROOT / "build"
+    there = [str(path.relative_to(build)) for path in (STATE / "triton", build / "objects") if path.exists()]
+    packed = subprocess.run(["tar", "cz", "-C", build, *there], capture_output=True, check=False).stdout
+    for number, start in enumerate(range(0, len(packed) if there else 0, PACKED_BYTES)):
+        (folder / f"{PACKED}{number:02}").write_bytes(packed[start : start + PACKED_BYTES])
+
+
 def take_figures(record: dict, new: dict) -> None:
     """Benchmarks of a file of pytest-benchmark's take the place of those of the same name."""
     names = {benchmark["fullname"] for benchmark in new["benchmarks"]}
@@ -226,6 +260,7 @@ def main() -> int:
     parser.add_argument("--second", action="store_true", help="what the first call leaves")
     parser.add_argument("--seconds", type=float, help="for everything together; default: 540, of the second call 180")
     parser.add_argument("--parts", nargs="+", metavar="PART", help="of this call; default: all")
+    parser.add_argument("--pack", action="store_true", help="leave what was compiled in $OUT, for the next machine")
     parser.add_argument("--dry-run", action="store_true", help="rehearse without a GPU")
     options = parser.parse_args()
     begun, dry = time.monotonic(), options.dry_run
@@ -244,6 +279,7 @@ def main() -> int:
     stem = f"{datetime.date.today().isoformat()}-{record['commit'].rstrip('+')}"
     log = target / f"{stem}.log"
     log.touch()
+    unpack(ROOT / "wheels")
     take_earlier(record, [results, target, state], state)
     write_baseline(results, record["commit"], state / BASELINE)
     parts = [build(dry), *(second_parts if options.second else first_parts)(dry)]
@@ -264,6 +300,8 @@ def main() -> int:
         for folder in {target, state}:
             (folder / f"{stem}.json").write_text(json.dumps(record, indent=1) + "\n")
         (target / f"{stem}.md").write_text(summary(record, target / f"{stem}.json"))
+    if options.pack:
+        pack(target)
     print((target / f"{stem}.md").read_text())
     return 0 if all(part["status"] in ("passed", "left out") for part in record["parts"].values()) else 1
 

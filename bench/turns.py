@@ -13,6 +13,8 @@ from cases import Contestant, Group, Work
 from pytest_benchmark.fixture import BenchmarkFixture
 from timing import captured, ceilings, commit, peak_bytes, time_in_turns
 
+LOST = 6  # exit code of a session whose device answers every further call with the same error
+
 
 class ReplayClock:
     """A timer for pytest-benchmark that tells the times measured before, one a round."""
@@ -80,6 +82,8 @@ class Turns:
             try:
                 self._outcomes = self._measure(group, contestants)
             except Exception as failure:  # of the timing itself, which is not tried again for every contestant
+                if isinstance(failure, getattr(torch, "AcceleratorError", ())):
+                    pytest.exit(f"{group.name}: the device is lost to this process: {failure}", returncode=LOST)
                 self._outcomes = {contestant.name: failure for contestant in contestants}
         outcome = self._outcomes[contestant.name]
         if isinstance(outcome, BaseException):

@@ -11,6 +11,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "bench" / "on_gpu.sh"
+TIMED = ("deformable_sample", "deformable_attention", "offset_head", "decoder", "training_step", "predictor")
+TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 
 
 def rehearse(folder: Path, *words: str, **variables: str) -> tuple[subprocess.CompletedProcess[str], dict]:
@@ -30,19 +32,19 @@ def test_every_part_of_both_calls_runs_or_says_why_not(tmp_path: Path) -> None:
 
     first, record = rehearse(tmp_path, "--dry-run")
     assert first.returncode == 0, first.stdout + first.stderr
-    ran = dict.fromkeys(("launches", "kernels", "layers", "models"), "passed")
+    ran = dict.fromkeys(("launches", "kernels", "sanitizer", *TIMED), "passed")
     if list(ROOT.glob("tests/**/test_*end_to_end*.py")):
         ran["end_to_end"] = "passed"
     assert statuses(record) == {"build": "left out", "end_to_end": "left out"} | ran
     second, record = rehearse(tmp_path, "--dry-run", "--second")
     assert second.returncode == 0, second.stdout + second.stderr
-    ran |= dict.fromkeys(("sanitizer", "more_layers", "more_models"), "passed")
+    ran |= {f"more_{name}": "passed" for name in TIMED if name != "predictor"}
     assert statuses(record) == {"build": "left out", "profile": "left out"} | ran
     checks = record["parts"]["sanitizer"]["commands"]
     assert {name: check["status"] for name, check in checks.items() if name != "fuzz cpu"} == dict.fromkeys(
-        ("memcheck", "racecheck", "initcheck", "synccheck"), "left out"
+        [f"{tool} {backend}" for backend in ("cuda", "triton") for tool in TOOLS], "left out"
     )
-    assert checks["memcheck"]["end"] == "needs a CUDA device"
+    assert checks["memcheck cuda"]["end"] == "needs a CUDA device"
     measured = {(one["extra_info"]["operation"], one["extra_info"]["contestant"]) for one in record["benchmarks"]}
     targets_name = {(one.operation, name) for one in (*targets.GPU, *targets.CPU) for name in (one.ours, one.theirs)}
     assert {(operation, name) for operation, name in targets_name if name not in (None, "cuda", "compile")} <= measured
@@ -70,11 +72,11 @@ def test_a_part_that_passed_for_the_commit_is_not_run_again(
     main, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     before = {"device": "no GPU", "commit": "rehearsed", "dry_run": True, "benchmarks": []}
-    before["parts"] = {"layers": {"status": "passed", "seconds": 7, "commands": {}}}
+    before["parts"] = {"offset_head": {"status": "passed", "seconds": 7, "commands": {}}}
     (tmp_path / "2030-01-01-rehearsed.json").write_text(json.dumps(before))
-    assert main("--parts", "layers") == 0
-    assert "layers: passed" in capsys.readouterr().out
-    assert not list((tmp_path / "state").glob("layers*"))
+    assert main("--parts", "offset_head") == 0
+    assert "offset_head: passed" in capsys.readouterr().out
+    assert not list((tmp_path / "state").glob("offset_head*"))
 
 
 def test_time_that_is_up_is_said(main, tmp_path: Path) -> None:
@@ -89,7 +91,7 @@ def test_a_part_that_does_not_exist_is_said(main, capsys: pytest.CaptureFixture)
     with pytest.raises(SystemExit, match="2"):
         main("--parts", "kernels", "cake")
     assert (
-        "--parts: expected some of build, launches, kernels, end_to_end, layers, models, got cake"
+        f"--parts: expected some of build, launches, kernels, end_to_end, sanitizer, {', '.join(TIMED)}, got cake"
         in capsys.readouterr().err
     )
 
@@ -107,9 +109,9 @@ def test_without_segment_anything_the_models_are_left_out(monkeypatch: pytest.Mo
     monkeypatch.setattr(gpu_calls, "find_spec", lambda name: None)
     commands = {part.name: words for part in gpu_calls.first_parts(dry=True) for words in part.commands.values()}
     commands["end_to_end"] = gpu_calls.pytest("tests/cuda/test_end_to_end.py")
-    reasons = {name: gpu_calls.why_not(words, dry=True) for name, words in commands.items() if name != "build"}
     reason = "needs segment_anything, which is not installed"
-    assert reasons == {"launches": None, "kernels": None, "end_to_end": reason, "layers": None, "models": reason}
+    left_out = {name for name, words in commands.items() if gpu_calls.why_not(words, dry=True) == reason}
+    assert left_out == {"end_to_end", "decoder", "training_step", "predictor"}
 
 
 MADE_UP = """
@@ -202,3 +204,22 @@ def test_the_profiler_sees_every_kernel_of_ours() -> None:
     names |= {name for text in sources for name in re.findall(r"__global__[^;{]*?(\w+)\(const", text)}
     assert len(names) >= 15
     assert {name for name in names if not re.search(gpu_calls.KERNELS.removeprefix("regex:"), name)} == set()
+
+
+def test_what_was_compiled_goes_along_to_the_next_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import gpu_calls
+
+    here, there, out = (tmp_path / name for name in ("here", "there", "out"))
+    for folder in (here / "build" / "on_gpu" / "triton" / "ABC", there / "build", out):
+        folder.mkdir(parents=True)
+    kernel = os.urandom(100_000)
+    (here / "build" / "on_gpu" / "triton" / "ABC" / "kernel.cubin").write_bytes(kernel)
+    monkeypatch.setattr(gpu_calls, "PACKED_BYTES", 30_000)
+    monkeypatch.setattr(gpu_calls, "ROOT", here)
+    monkeypatch.setattr(gpu_calls, "STATE", here / "build" / "on_gpu")
+    gpu_calls.pack(out)
+    assert len(sorted(out.iterdir())) == 4
+    assert max(path.stat().st_size for path in out.iterdir()) <= 30_000
+    monkeypatch.setattr(gpu_calls, "ROOT", there)
+    gpu_calls.unpack(out)
+    assert (there / "build" / "on_gpu" / "triton" / "ABC" / "kernel.cubin").read_bytes() == kernel
