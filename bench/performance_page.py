@@ -63,7 +63,7 @@ def where_from(figure: Figure) -> str:
     return (
         f"`{figure.path}`, {figure.date[:10]}, commit {machine['commit']}: {', '.join(facts)}. A large copy moved "
         f"{machine['copy_gb_per_s']:.0f} GB/s, read and written; a large matrix product ran at "
-        f"{machine['matmul_tflop_per_s']:.3g} TFLOP/s."
+        f"{machine['matmul_tflop_per_s']:.3g} TFLOP/s." + (f" **{machine['note']}**" if machine.get("note") else "")
     )
 
 

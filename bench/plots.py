@@ -9,7 +9,8 @@ import matplotlib.pyplot as plt
 from records import Figure, grouped
 
 PANELS = {"deformable_sample": "sampler", "layer": "plugin and attention", "decoder": "mask decoder"}
-COLOURS = {"eager": "0.5", "compile": "tab:orange", "deform_conv2d": "tab:brown", "triton": "tab:olive"}
+COLOURS = {"eager": "0.5", "plain": "tab:blue", "plain, sdpa": "tab:purple", "deformops": "tab:red"}
+COLOURS |= {"compile": "tab:orange", "deform_conv2d": "tab:brown", "triton": "tab:olive"}
 MARKERS = {"deformable_sample": "o", "layer": "s", "deformable_attention": "D", "offset_head": "^"}
 
 

@@ -72,7 +72,8 @@ def read(path: Path, shown: str) -> list[Figure]:
     figures = []
     try:
         content = json.loads(path.read_text())
-        machine = content["machine_info"] | {"rehearsal": content.get("dry_run", False)}
+        machine = content["machine_info"]
+        machine = machine | {"rehearsal": content.get("dry_run", False), "note": content.get("note", "")}
         for benchmark in content["benchmarks"]:
             stats, info = benchmark["stats"], benchmark["extra_info"]
             data = stats.get("data", ())
