@@ -24,6 +24,7 @@ PIP := $(BIN)/python -m pip
 BUILD_REQUIREMENTS := $(shell sed -n 's/^requires = \[\(.*\)\]/\1/p' pyproject.toml | tr -d ',')
 CPU_RECORD = bench/results/cpu/$(shell date +%F)-$(shell git describe --always --exclude='*' --abbrev=10).json
 COMPILED_SOURCES := $(shell find csrc -type f)
+BUILD_TOOLS := $(wildcard build_tools/*.py)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Python compiles what it imports, when it imports it; pip would compile all of it, on one core.
@@ -79,12 +80,12 @@ $(VENV)/.created:
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-$(VENV)/.build-requirements: $(VENV)/.created
+$(VENV)/.build-requirements: $(VENV)/.created pyproject.toml
 	@echo "==> torch and what the build needs (several GB, once)"
 	$(PIP) install $(BUILD_REQUIREMENTS) torchvision
 	@touch $@
 
-$(VENV)/.installed: $(VENV)/.build-requirements setup.py pyproject.toml $(COMPILED_SOURCES)
+$(VENV)/.installed: $(VENV)/.build-requirements setup.py pyproject.toml $(BUILD_TOOLS) $(COMPILED_SOURCES)
 	@echo "==> the package, its compiled operations included"
 	$(PIP) install --no-build-isolation --editable .
 	@touch $@

@@ -1,37 +1,25 @@
 """Compiles the CUDA sources for given architectures without a GPU, and says what each kernel needs there.
 
-The flags are those of setup.py. `compile_sources` makes a cubin a source and architecture, so that one that fails hides
-no other; `built_objects` gives the objects that the build makes and keeps.
+The flags are the build's. `compile_sources` makes a cubin a source and architecture, so that one that fails hides no
+other; `built_objects` gives the objects that the build makes and keeps.
 """
 
 import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from types import ModuleType
 
-import torch
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "build_tools"))
+from libraries import CUDA_FLAGS, DEFAULT_CUDA_ARCHITECTURES, cuda_library, find_torch
+from ninja_build import ROOT, build, objects_folder
 
-ROOT = Path(__file__).resolve().parents[1]
-
-
-def _load_setup() -> ModuleType:
-    """setup.py as a module: nothing is built by that."""
-    specification = spec_from_file_location("stable_sam_setup", ROOT / "setup.py")
-    assert specification is not None and specification.loader is not None
-    module = module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
-
-
-setup = _load_setup()
 SOURCES = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
-ARCHITECTURES = [f"sm_{name.removesuffix('+PTX').replace('.', '')}" for name in setup.DEFAULT_CUDA_ARCHITECTURES]
+ARCHITECTURES = [f"sm_{name.removesuffix('+PTX').replace('.', '')}" for name in DEFAULT_CUDA_ARCHITECTURES]
 # What a launch asks for beside a kernel's own shared memory, at most: what a block gets without asking for more.
 MOST_DYNAMIC_SHARED_BYTES = 48 * 1024
 
@@ -73,7 +61,7 @@ def compile_sources(
     nvcc = find_nvcc()
     if nvcc is None:
         raise FileNotFoundError("nvcc was not found in $PATH or /usr/local/cuda/bin")
-    flags = [*setup.CUDA_FLAGS, *setup.torch_includes(torch)]
+    flags = [*CUDA_FLAGS, *find_torch().includes]
 
     def compile_one(job: tuple[Path, str]) -> list[Compiled]:
         source, architecture = job
@@ -95,12 +83,15 @@ def built_objects() -> dict[str, tuple[Path, str]]:
     What the last build made of these very sources is taken as it is; the rest is compiled now, and kept for the next.
 
     Raises:
-        stable_sam_setup.BuildSkippedError: a source does not compile, or there is no nvcc.
+        ninja_build.BuildSkippedError: a source does not compile, or there is no nvcc.
     """
-    nvcc, _ = setup.cuda_compiler(torch)
-    objects = setup.compile_cuda(nvcc, list(setup.DEFAULT_CUDA_ARCHITECTURES))
-    made = {path.name.partition(".cu.")[0] + ".cu": path for path in objects if ".cu." in path.name}
-    return {name: (path, path.with_suffix(".log").read_text()) for name, path in made.items()}
+    library, folder = cuda_library(DEFAULT_CUDA_ARCHITECTURES), objects_folder()
+    build(library)
+    sources = {name: source for name, (source, _) in library.objects.items() if source.endswith(".cu")}
+    return {
+        Path(source).name: (folder / name, folder.joinpath(f"{name}.log").read_text())
+        for name, source in sources.items()
+    }
 
 
 def parse_report(report: str, source: str, cubin: Path | None = None) -> list[Compiled]:

@@ -6,7 +6,7 @@
 
 namespace stable_sam {
 
-// One table for each compilation of kernels.cpp; setup.py says which there are.
+// One table for each compilation of kernels.cpp; build_tools/libraries.py says which there are.
 namespace baseline {
 extern const Kernels kKernels;
 }

@@ -37,7 +37,7 @@ def distributions(source_tree: Path, tmp_path_factory: pytest.TempPathFactory) -
     """A folder with the sdist, and the wheel that was built from the sdist."""
     folder = tmp_path_factory.mktemp("dist")
     # What the installed build compiled of the very same sources need not be compiled again; a file that the sdist lacks
-    # gives its objects other names.
+    # is taken from beside the objects, and missed there.
     environment = os.environ | {"STABLE_SAM_OBJECTS": str(ROOT / "build" / "objects")}
     run(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, source_tree, env=environment)
     return folder

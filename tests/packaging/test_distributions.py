@@ -18,7 +18,8 @@ ROOT = Path(__file__).parents[2]
 def test_sdist_holds_all_sources_and_nothing_built(distributions: Path, source_tree: Path) -> None:
     with tarfile.open(next(distributions.glob("*.tar.gz"))) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    sources = [path for folder in ("csrc", "kernels", "stable_sam_cuda") for path in (source_tree / folder).rglob("*")]
+    folders = ("build_tools", "csrc", "kernels", "stable_sam_cuda")
+    sources = [path for folder in folders for path in (source_tree / folder).rglob("*")]
     kinds = {".h", ".cuh", ".cpp", ".cu", ".py"}
     expected = {str(path.relative_to(source_tree)) for path in sources if path.suffix in kinds}
     assert expected <= names

@@ -1,103 +1,140 @@
-"""setup.py: which architectures are built, and when an object is compiled again."""
+"""setup.py: what becomes of a library that cannot be built, and what a second build in place does."""
 
+import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+import subprocess
+import sys
+from importlib.machinery import EXTENSION_SUFFIXES
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[2]
-
-
-def load(path: Path) -> ModuleType:
-    specification = spec_from_file_location("setup_under_test", path)
-    assert specification is not None and specification.loader is not None
-    module = module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
+SAMPLE, INFO = "csrc/cuda/sample.cu", "csrc/build_info.cpp"
+# Compiles nothing: what it is called with becomes what it makes.
+NVCC = f"""#!/bin/sh
+[ "$1" = --version ] && echo "release {torch.version.cuda}, V1" && exit
+said="$*"
+while [ "$1" != -o ]; do shift; done
+echo "$said" > "$2"
+"""
 
 
 @pytest.fixture
-def nvcc_that_knows(tmp_path: Path) -> Callable[..., str]:
-    def make(*architectures: str) -> str:
-        path = tmp_path / "nvcc"
-        path.write_text("#!/bin/sh\n" + "".join(f"echo {name}\n" for name in architectures))
-        path.chmod(0o755)
-        return str(path)
-
-    return make
-
-
-@pytest.mark.parametrize(
-    ("known", "built"),
-    [
-        ("80 86 87 89 90", ["8.0", "8.6", "8.9", "9.0+PTX"]),
-        ("75 80 86 89 90 100 120", ["8.0", "8.6", "8.9", "9.0", "10.0+PTX", "12.0+PTX"]),
-        ("80 86 89 90 100 103 110 120 121", ["8.0", "8.6", "8.9", "9.0", "10.0+PTX", "12.0+PTX"]),
-    ],
-)
-def test_the_newest_that_nvcc_knows_has_ptx(
-    nvcc_that_knows: Callable[..., str], monkeypatch: pytest.MonkeyPatch, known: str, built: list[str]
-) -> None:
-    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
-    nvcc = nvcc_that_knows(*(f"compute_{number}" for number in known.split()))
-    assert load(ROOT / "setup.py").cuda_architectures(nvcc) == built
+def tree(tmp_path: Path) -> Path:
+    """A source tree with this project's build and next to nothing to compile."""
+    tree = tmp_path / "tree"
+    for folder in ("csrc/cpu", "csrc/cuda", "kernels", "stable_sam_cuda"):
+        (tree / folder).mkdir(parents=True)
+    shutil.copy(ROOT / "setup.py", tree)
+    shutil.copytree(ROOT / "build_tools", tree / "build_tools", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "csrc" / "build_info.cpp", tree / "csrc")
+    (tree / "stable_sam_cuda" / "__init__.py").touch()
+    for name in ("csrc/cpu/kernels.cpp", SAMPLE):
+        (tree / name).write_text("static int nothing() { return 0; }\n")
+    nvcc = tree / "cuda" / "bin" / "nvcc"
+    nvcc.parent.mkdir(parents=True)
+    nvcc.write_text(NVCC)
+    nvcc.chmod(0o755)
+    return tree
 
 
-def test_the_architectures_asked_for_are_built(
-    nvcc_that_knows: Callable[..., str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    setup = load(ROOT / "setup.py")
-    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0a 12.0+PTX")
-    assert setup.cuda_architectures(nvcc_that_knows()) == ["9.0a", "12.0+PTX"]
-    assert setup.gencode_flags(["9.0a", "12.0+PTX"]) == [
-        "-gencode=arch=compute_90a,code=sm_90a",
-        "-gencode=arch=compute_120,code=sm_120",
-        "-gencode=arch=compute_120,code=compute_120",
-    ]
-    with pytest.raises(setup.BuildSkippedError, match=r"expected entries such as 9\.0 or 9\.0\+PTX, got 'Hopper'"):
-        setup.gencode_flags(["Hopper"])
+def build_in_place(tree: Path, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    left_out = ("STABLE_SAM_OBJECTS", "STABLE_SAM_BUILD", "TORCH_CUDA_ARCH_LIST", "CXX")
+    variables = {name: value for name, value in os.environ.items() if name not in left_out}
+    variables |= {"CUDA_HOME": str(tree / "cuda"), "TORCH_CUDA_ARCH_LIST": "9.0"} | environment
+    command = [sys.executable, *options, "setup.py", "build_ext", "--inplace"]
+    return subprocess.run(command, cwd=tree, env=variables, capture_output=True, text=True)
 
 
+@pytest.fixture
+def failing_compiler(tree: Path) -> str:
+    path = tree / "failing"
+    path.write_text('#!/bin/sh\n[ "$1" = --version ] && exit\necho "the compiler is unwell" >&2\nexit 1\n')
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_auto_records_why_a_library_is_missing(tree: Path, failing_compiler: str) -> None:
+    stale = [tree / "stable_sam_cuda" / f"{name}{EXTENSION_SUFFIXES[0]}" for name in ("_ops_cpu", "_C")]
+    for path in stale:
+        path.touch()
+    done = build_in_place(tree, CXX=failing_compiler, CUDA_HOME=str(tree))
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tree / "stable_sam_cuda" / "_build_record.json").read_text())
+    assert record["mode"] == "auto"
+    assert record["libraries"]["_ops_cpu"]["built"] is False
+    assert "the compiler is unwell" in record["libraries"]["_ops_cpu"]["reason"]
+    reason = (
+        "nvcc was not found in $CUDA_HOME/bin"
+        if torch.version.cuda
+        else f"torch {torch.__version__} was built without CUDA"
+    )
+    assert record["libraries"]["_ops_cuda"] == {"built": False, "reason": reason}
+    assert not [path for path in stale if path.exists()], "what an earlier build left"
+
+
+def test_force_fails_with_the_reason(tree: Path, failing_compiler: str) -> None:
+    done = build_in_place(tree, CXX=failing_compiler, STABLE_SAM_BUILD="force")
+    assert done.returncode != 0
+    assert "STABLE_SAM_BUILD=force: _ops_cpu cannot be built: ninja failed:" in done.stderr
+    assert "the compiler is unwell" in done.stderr
+
+
+def test_none_builds_nothing(tree: Path) -> None:
+    done = build_in_place(tree, STABLE_SAM_BUILD="none")
+    assert done.returncode == 0, done.stderr
+    assert not (tree / "build").exists()
+    assert [path.name for path in (tree / "stable_sam_cuda").iterdir()] == ["__init__.py"]
+
+
+def test_an_unknown_mode_is_named(tree: Path) -> None:
+    done = build_in_place(tree, STABLE_SAM_BUILD="always")
+    assert done.returncode != 0
+    assert "STABLE_SAM_BUILD: expected auto, force or none, got 'always'" in done.stderr
+
+
+def record(tree: Path) -> dict:
+    """What the _C that stands in place says."""
+    script = "import json; from stable_sam_cuda import _C; print(json.dumps(_C.build_info()))"
+    return json.loads(subprocess.run([sys.executable, "-c", script], cwd=tree, capture_output=True, check=True).stdout)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.version.cuda is None, reason="torch was built without CUDA")
 @pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")
-def test_an_object_is_compiled_again_when_what_it_is_made_of_changes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("STABLE_SAM_OBJECTS", str(tmp_path / "objects"))
-    (tmp_path / "csrc" / "cpu").mkdir(parents=True)
-    header, source = tmp_path / "csrc" / "value.h", tmp_path / "csrc" / "cpu" / "value.cpp"
-    header.write_text("constexpr int kValue = 1;")
-    source.write_text('#include "../value.h"\nint value() { return kValue; }')
-    setup = load(Path(shutil.copy(ROOT / "setup.py", tmp_path)))
-    commands: list[list[str]] = []
-    run = setup.run
-    monkeypatch.setattr(setup, "run", lambda command: commands.append(command) or run(command))
+def test_builds_in_place_follow_what_is_asked_for_and_compile_nothing_twice(tree: Path) -> None:
+    def build(*architectures: str) -> list[str]:
+        """The sources compiled."""
+        environment = {"STABLE_SAM_BUILD": "force", "TORCH_CUDA_ARCH_LIST": ";".join(architectures)}
+        done = build_in_place(tree, "-X", "importtime", **environment)
+        assert done.returncode == 0, done.stderr
+        assert re.search(r"\| +setuptools$", done.stderr, re.MULTILINE)
+        assert not re.search(r"\| +torch$", done.stderr, re.MULTILINE), "importing it takes longer than all the rest"
+        (library,) = (tree / "stable_sam_cuda").glob("_ops_cuda*.so")
+        (compiled,) = re.findall(r"\S+/sample\.cu\.o", library.read_text())
+        numbers = [name.replace(".", "") for name in architectures]
+        assert re.findall(r"code=sm_(\d+)", (tree / "build" / "objects" / compiled).read_text()) == numbers
+        assert record(tree)["libraries"]["_ops_cuda"]["architectures"] == list(architectures)
+        return re.findall(r"-c (\S+)", done.stdout)
 
-    def compile_with(*flags: str) -> Path:
-        (made,) = setup.compile_objects([("csrc/cpu/value.cpp", ["g++", *flags])], "cpu")
-        assert made.is_file() and made.with_suffix(".log").is_file()
-        return made
-
-    first = compile_with()
-    os.utime(source)
-    assert compile_with() == first and len(commands) == 1, "the same contents"
-    assert len({first, compile_with("-O1")}) == len(commands) == 2, "another flag"
-    header.write_text("constexpr int kValue = 2;")
-    assert len({first, compile_with()}) == 2 and len(commands) == 3, "another header"
-    header.unlink()
-    with pytest.raises(setup.BuildSkippedError, match=re.escape("value.h: No such file")):
-        compile_with()
-    header.write_text("constexpr int kValue = 1;")
-    assert compile_with() == first and len(commands) == 4, "the first is still there"
+    first = build("9.0")
+    assert first == ["csrc/cpu/kernels.cpp"] * first.count("csrc/cpu/kernels.cpp") + [SAMPLE, INFO]
+    assert record(tree)["libraries"]["_ops_cpu"]["built"]
+    assert build("9.0") == []
+    assert build("8.0", "9.0") == [SAMPLE, INFO]
+    assert build("9.0") == [INFO], "the objects of both lists are kept, and the older library is put in place again"
 
 
 def test_an_old_setuptools_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("setuptools.__version__", "65.5.0")
+    specification = spec_from_file_location("setup_under_test", ROOT / "setup.py")
+    assert specification is not None and specification.loader is not None
     with pytest.raises(
-        SystemExit, match=r"setuptools: expected 77 or later, got 65\.5\.0\..*pip install 'setuptools>=77'"
+        SystemExit, match=r"setuptools: expected 77 or later, got 65\.5\.0\..*pip install 'setuptools>=77'.* ninja"
     ):
-        load(ROOT / "setup.py")
+        specification.loader.exec_module(module_from_spec(specification))
