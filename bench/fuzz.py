@@ -31,10 +31,10 @@ from sample_inputs import Case, make_grad_output, make_inputs, output_and_gradie
 from tolerances import BACKWARD, FORWARD, SUMMED_AFTER_ROUNDING, Tolerance, assert_matches
 from torch import Tensor
 
-from stable_sam_cuda.ops import triton
+from stable_sam_cuda.ops import libraries
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-if triton.interprets():
+if libraries.triton_interprets():
     DTYPES.remove(torch.bfloat16)  # Triton's interpreter cuts off where a device rounds
 # Of the tests' tolerances, which are for their own sizes: among thousands of random ones some are harder, and what is
 # wrong is wrong by more. The attention in half types: with few pixels and large logits a rounding of u weighs far more.

@@ -180,7 +180,7 @@ def commit() -> str:
 
 def machine(device: torch.device) -> dict[str, object]:
     """The device, the processor, versions, and how busy the machine is."""
-    from stable_sam_cuda import _extension  # here, because bench/gpu_calls.py needs this file before anything is built
+    from stable_sam_cuda.ops import libraries  # here: bench/gpu_calls.py needs this file before anything is built
 
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
@@ -192,8 +192,8 @@ def machine(device: torch.device) -> dict[str, object]:
         "commit": commit(),
         "load_average": os.getloadavg(),
         "cpu": next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), None),
-        "instruction_set": _extension.cpu_instruction_set(),
-        "compiler": _extension.build_info().get("compiler"),
+        "instruction_set": libraries.cpu_instruction_set(),
+        "compiler": libraries.build_info().get("compiler"),
         "allow_tf32": torch.backends.cuda.matmul.allow_tf32,
         "allow_tf32_in_convolutions": torch.backends.cudnn.allow_tf32,
         "device": f"{platform.machine()} CPU, {torch.get_num_threads()} threads",

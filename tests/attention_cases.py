@@ -59,6 +59,16 @@ def make_attention_inputs(
     return {name: inputs[name] for name in ATTENTION_NAMES}, normal(case.batch, case.rows, case.channels)
 
 
+def attention_weights(channels: int, inner: int, seed: int = 0) -> dict[str, Tensor]:
+    """Random projections of `deformable_attention`."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name in "qkv":
+        shapes |= {f"{name}_weight": (inner, channels), f"{name}_bias": (inner,)}
+    shapes |= {"out_weight": (channels, inner), "out_bias": (channels,)}
+    return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+
+
 def attention_truth(
     inputs: dict[str, Tensor], max_offset: float, grad_pooled: Tensor
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:

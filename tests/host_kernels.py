@@ -12,7 +12,7 @@ import torch
 from sample_inputs import NAMES
 from torch import Tensor
 
-from stable_sam_cuda.ops.schema import SCHEMAS
+from stable_sam_cuda.ops.deformable_sample import BACKWARD_SCHEMA, SCHEMA
 
 ROOT = Path(__file__).resolve().parents[1]
 SHIM = ROOT / "tests" / "cuda" / "shim"
@@ -60,8 +60,8 @@ class HostOperators:
         if done.returncode != 0:
             raise RuntimeError(f"{' '.join(command)}\n{done.stderr}")
         self._schemas = torch.library.Library("stable_sam_on_host", "DEF")
-        for name in ("deformable_sample", "deformable_sample_backward"):
-            self._schemas.define(name + SCHEMAS[name])
+        self._schemas.define(f"deformable_sample{SCHEMA}")
+        self._schemas.define(f"deformable_sample_backward{BACKWARD_SCHEMA}")
         torch.ops.load_library(library)
         self.operators = torch.ops.stable_sam_on_host
         self.shim = ctypes.CDLL(str(library))

@@ -1,4 +1,4 @@
-// The operators that register.cpp hands to the dispatcher; schemas stand in stable_sam_cuda/ops/schema.py.
+// The operators that register.cpp hands to the dispatcher; schemas stand in stable_sam_cuda/ops/<operation>.py.
 #pragma once
 
 #include <cstdint>

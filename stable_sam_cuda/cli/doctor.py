@@ -10,12 +10,13 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from stable_sam_cuda import _extension, backends
+from stable_sam_cuda import backends
 from stable_sam_cuda.cli.console import table_lines, write
 from stable_sam_cuda.cli.errors import explain_user_errors
 from stable_sam_cuda.cli.machine import build_tools, cuda_devices, machine_facts, package_versions
 from stable_sam_cuda.modules.attention import choose_path
 from stable_sam_cuda.notes import printable
+from stable_sam_cuda.ops import libraries
 from stable_sam_cuda.sam.download import REMOTE_CHECKPOINTS, checkpoint_folder
 from stable_sam_cuda.sam.lite import SHIPPED_CHECKPOINT
 from stable_sam_cuda.sam.plugin_io import shipped_plugins
@@ -88,8 +89,8 @@ def examine() -> dict[str, Any]:
         "backends": backend_states(),
         "auto": auto_choices(),
         "attention": attention_paths(),
-        "cpu_instruction_set": _extension.cpu_instruction_set(),
-        "build": _extension.build_info(),
+        "cpu_instruction_set": libraries.cpu_instruction_set(),
+        "build": libraries.build_info(),
         "weights": weight_states(),
         "plugins": {name: printable(path) for name, path in sorted(shipped_plugins().items())},
     }

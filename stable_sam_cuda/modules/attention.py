@@ -5,17 +5,16 @@ Fused, u is never written: one kernel samples, blends and attends (`deformable_a
 """
 
 from enum import Enum
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from stable_sam_cuda.attention import MOST_FUSED_QUERIES
-from stable_sam_cuda.backends import Backend, find_for_attention, warn_unfused
-from stable_sam_cuda.functional import deformable_attention
 from stable_sam_cuda.modules.plain_module import is_plain
 from stable_sam_cuda.modules.sampler import DeformableSampler
+from stable_sam_cuda.ops import backends, deformable_attention
 from stable_sam_cuda.ops.autocast import autocast_dtype
+from stable_sam_cuda.ops.backends import Backend
+from stable_sam_cuda.ops.deformable_attention import MOST_FUSED_QUERIES, AttentionInputs, AttentionWeights
 
 # Backends, with whether gradients are asked for, whose fused kernel is slower than sampling first. The decoder's
 # benchmarks have found none on the CPU so far.
@@ -29,20 +28,6 @@ class AttentionPath(str, Enum):
     SAMPLED = "sampled"
 
 
-class AttentionWeights(NamedTuple):
-    """Projections of an attention as `deformable_attention` takes them: weights (inner, C), out (C, inner)."""
-
-    q_weight: Tensor
-    q_bias: Tensor
-    k_weight: Tensor
-    k_bias: Tensor
-    v_weight: Tensor
-    v_bias: Tensor
-    out_weight: Tensor
-    out_bias: Tensor
-    num_heads: int
-
-
 def choose_path(
     backend: Backend | str, device: torch.device, dtype: torch.dtype, *, gradients: bool = False
 ) -> AttentionPath:
@@ -50,7 +35,7 @@ def choose_path(
 
     ``gradients``: whether they are asked for.
     """
-    fused = find_for_attention(backend, device, dtype)
+    fused = backends.choose("deformable_attention", backend, device, dtype).kernels
     if fused is None or (fused, gradients) in SLOWER_FUSED:
         return AttentionPath.SAMPLED
     return AttentionPath.FUSED
@@ -69,7 +54,7 @@ def path_of(sampler: DeformableSampler, queries: Tensor) -> AttentionPath:
     )
     path = choose_path(sampler.backend, queries.device, autocast_dtype(queries), gradients=gradients)
     if path is AttentionPath.FUSED and queries.shape[1] > MOST_FUSED_QUERIES:
-        warn_unfused(f"more than {MOST_FUSED_QUERIES} queries")
+        backends.warn_unfused(f"more than {MOST_FUSED_QUERIES} queries")
         return AttentionPath.SAMPLED
     return path
 
@@ -93,14 +78,9 @@ def attend_fused(
     """
     features = image_features.contiguous(memory_format=torch.channels_last)
     projected, offsets = sampler.offset_network(features, sampler.backend)
-    return deformable_attention(
-        queries,
-        projected,
-        features,
-        offsets,
-        sampler.alpha(output_token),
-        key_pe,
-        **weights._asdict(),
-        max_offset=sampler.max_offset,
-        backend=sampler.backend,
+    inputs = AttentionInputs(
+        queries, projected, features, offsets, sampler.alpha(output_token), key_pe, sampler.max_offset
     )
+    deformable_attention.check(inputs, weights)
+    choice = backends.choose("deformable_attention", sampler.backend, queries.device, autocast_dtype(queries))
+    return deformable_attention.run(choice, inputs, weights)

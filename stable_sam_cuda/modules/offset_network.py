@@ -1,16 +1,16 @@
 """The offset network of deformable sampling (Stable-SAM, figure 3b)."""
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stable_sam_cuda.backends import Backend, find_for_offset_head
-from stable_sam_cuda.functional import offset_head
 from stable_sam_cuda.modules.plain_module import is_plain
 from stable_sam_cuda.modules.validation import require_integer
+from stable_sam_cuda.ops import backends, offset_head
 from stable_sam_cuda.ops.autocast import autocast_dtype
+from stable_sam_cuda.ops.backends import Backend
 
 NORM_EPSILON = 1e-6
 
@@ -51,10 +51,12 @@ class OffsetNetwork(nn.Module):
         Offsets are before tanh; channel 0 is x, channel 1 is y. By `offset_head` where the backend has kernels for it.
         """
         projected = self.projection(features)
-        serving = find_for_offset_head(backend, projected.device, autocast_dtype(projected))
-        if serving is not None and self._head_is_plain():
-            parameters = cast("list[Tensor]", [p for layer in self._head() for p in (layer.weight, layer.bias)])
-            return projected, offset_head(projected, *parameters, eps=self.norm.eps, backend=serving)
+        kernels = backends.choose("offset_head", backend, projected.device, autocast_dtype(projected)).kernels
+        if kernels is not None and self._head_is_plain():
+            parameters = cast("list[Any]", [p for layer in self._head() for p in (layer.weight, layer.bias)])
+            inputs = offset_head.HeadInputs(*[projected, *parameters, self.norm.eps])
+            offset_head.check(inputs)
+            return projected, offset_head.run(kernels, inputs)
         hidden = F.gelu(self.norm(self.depthwise(projected).permute(0, 2, 3, 1)))
         # As a matrix product the two-channel convolution is several times faster on a CPU.
         offsets = F.linear(hidden, self.pointwise.weight.flatten(1), self.pointwise.bias)

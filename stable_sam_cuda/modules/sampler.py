@@ -5,10 +5,10 @@ import math
 import torch
 from torch import Tensor, nn
 
-from stable_sam_cuda.functional import deformable_sample
 from stable_sam_cuda.modules.offset_network import OffsetNetwork
 from stable_sam_cuda.modules.router import DynamicRouter
 from stable_sam_cuda.modules.validation import require_integer
+from stable_sam_cuda.ops.deformable_sample import deformable_sample
 
 AMPLITUDES = ("conv", "location", "channel")
 DEFAULT_MAX_OFFSET = 4.0

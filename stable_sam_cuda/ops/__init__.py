@@ -1,7 +1,5 @@
-"""The operators. Importing registers them: signatures, compiled kernels, Triton's, then what applies to all."""
+"""The three operations, on tensors alone. Importing registers them with PyTorch: ``torch.ops.stable_sam_cuda``."""
 
-from stable_sam_cuda.ops import schema  # isort: skip
-from stable_sam_cuda import _extension  # noqa: F401  isort: skip
-from stable_sam_cuda.ops import autocast, autograd, fake, reference, triton
+from stable_sam_cuda.ops import deformable_attention, deformable_sample, offset_head
 
-__all__ = ["autocast", "autograd", "fake", "reference", "schema", "triton"]
+__all__ = ["deformable_attention", "deformable_sample", "offset_head"]

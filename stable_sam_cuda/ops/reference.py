@@ -15,7 +15,7 @@ def sample_location(undisplaced: Tensor, raw_offset: Tensor, max_offset: float, 
     because versions of torch differ in the gradient of ``clamp`` at the bounds themselves: here it passes there.
     A NaN offset keeps the undisplaced cell and gets a NaN fraction: its pixel's output is NaN.
     """
-    wanted = undisplaced + max_offset * torch.tanh(raw_offset)
+    wanted = undisplaced + torch.tanh(raw_offset) * max_offset
     location = torch.where(wanted < 0, 0.0, torch.where(wanted > size - 1, float(size - 1), wanted))
     cell = torch.where(location.isnan(), undisplaced, location.detach()).floor()
     return cell.long(), location - cell

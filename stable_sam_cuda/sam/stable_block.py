@@ -9,8 +9,9 @@ from segment_anything.modeling.transformer import TwoWayAttentionBlock
 from torch import Tensor, nn
 
 from stable_sam_cuda.modules import DeformableSampler
-from stable_sam_cuda.modules.attention import AttentionPath, AttentionWeights, attend_fused, path_of
+from stable_sam_cuda.modules.attention import AttentionPath, attend_fused, path_of
 from stable_sam_cuda.modules.plain_module import is_plain
+from stable_sam_cuda.ops.deformable_attention import AttentionWeights
 from stable_sam_cuda.sam.image_attention import can_fold
 
 # SAM's queries are [IoU token, mask token 0 .. 3, prompt tokens]. The paper routes by "the output token" and leaves

@@ -7,9 +7,11 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from stable_sam_cuda import _extension, backends
+from stable_sam_cuda import backends
 from stable_sam_cuda.cli import app
 from stable_sam_cuda.modules.attention import choose_path
+from stable_sam_cuda.ops import backends as installed
+from stable_sam_cuda.ops import libraries
 
 
 def run(*arguments: str) -> str:
@@ -69,9 +71,9 @@ def test_each_gpu_has_its_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
-    monkeypatch.setattr(_extension, "_ARCHITECTURES", (_extension.Architecture.parse("9.0"),))
-    monkeypatch.setattr(backends, "_UNAVAILABLE", dict.fromkeys(backends._UNAVAILABLE))
-    monkeypatch.setattr(backends.triton_kernels, "interprets", lambda: False)
+    monkeypatch.setattr(libraries, "ARCHITECTURES", (libraries.Architecture.parse("9.0"),))
+    monkeypatch.setattr(installed, "MISSING", dict.fromkeys(installed.MISSING))
+    monkeypatch.setattr(libraries, "triton_interprets", lambda: False)
     backends.forget_choices()
     try:
         record, text = json.loads(run("doctor", "--json")), " ".join(run("doctor").split())

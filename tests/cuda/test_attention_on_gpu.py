@@ -17,6 +17,7 @@ from torch import Tensor
 
 import stable_sam_cuda
 from stable_sam_cuda import Backend, backends
+from stable_sam_cuda.ops.backends import choose
 
 pytestmark = pytest.mark.gpu
 
@@ -64,8 +65,8 @@ def freed_memory() -> None:
 
 def test_the_kernels_are_there() -> None:
     assert backends.why_unavailable(Backend.TRITON) is None
-    assert backends.choose_for_attention("auto", torch.device("cuda"), torch.bfloat16) == (Backend.TRITON, True)
-    assert backends.choose_for_offset_head("auto", torch.device("cuda"), torch.bfloat16) is Backend.TRITON
+    for operation in ("deformable_attention", "offset_head"):
+        assert choose(operation, "auto", torch.device("cuda"), torch.bfloat16).kernels is Backend.TRITON
 
 
 @pytest.mark.usefixtures("poisoned_memory")

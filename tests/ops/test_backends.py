@@ -1,5 +1,6 @@
-"""Which backend is chosen, what is said where one is missing, and imports without what is optional."""
+"""Which backend is chosen, and what is said where one is missing."""
 
+import itertools
 import re
 import subprocess
 import sys
@@ -10,26 +11,27 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from stable_sam_cuda import (
-    Backend,
-    BackendUnavailableError,
-    MissingBackendWarning,
-    _extension,
-    backends,
-    deformable_sample,
-)
+from stable_sam_cuda import Backend, BackendUnavailableError, MissingBackendWarning, deformable_sample
+from stable_sam_cuda import backends as public
+from stable_sam_cuda.ops import backends, libraries
+from stable_sam_cuda.ops.backends import Choice
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
+DISPATCHED = (  # a backend, what its op's name has behind it, and where it could have kernels
+    (Backend.CPU, "", ("CPU",)),
+    (Backend.CUDA, "", ("CUDA",)),
+    (Backend.TRITON, "_triton", ("CPU", "CUDA")),
+)
 ARCHITECTURES = ("8.0", "8.6", "8.9", "9.0", "10.0+PTX", "12.0+PTX")
 
 
 @pytest.fixture
 def everything_there(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[Backend, str | None]]:
     """All backends installed and one H100, whatever this machine has; tests take some away."""
-    state = dict.fromkeys(backends._UNAVAILABLE)
-    monkeypatch.setattr(backends, "_UNAVAILABLE", state)
-    monkeypatch.setattr(backends, "_warned", set())
-    monkeypatch.setattr(backends.triton_kernels, "interprets", lambda: False)
+    state = dict.fromkeys(backends.MISSING)
+    monkeypatch.setattr(backends, "MISSING", state)
+    monkeypatch.setattr(backends, "told", set())
+    monkeypatch.setattr(libraries, "triton_interprets", lambda: False)
     plug_in(monkeypatch, (9, 0))
     yield state
     backends.forget_choices()
@@ -42,8 +44,12 @@ def plug_in(monkeypatch: pytest.MonkeyPatch, *capabilities: tuple[int, int], bui
     monkeypatch.setattr(torch.cuda, "device_count", lambda: len(properties))
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties[device.index])
-    monkeypatch.setattr(_extension, "_ARCHITECTURES", tuple(map(_extension.Architecture.parse, built)))
+    monkeypatch.setattr(libraries, "ARCHITECTURES", tuple(map(libraries.Architecture.parse, built)))
     backends.forget_choices()
+
+
+def chosen_for_sampling(requested: str, device: torch.device, dtype: torch.dtype) -> Backend:
+    return backends.choose("deformable_sample", requested, device, dtype).backend
 
 
 @pytest.mark.parametrize(
@@ -66,17 +72,61 @@ def test_auto_takes_the_best_there_is(
     everything_there.update(dict.fromkeys(missing, "not built"))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert backends.choose("auto", device, dtype) is chosen
+        assert chosen_for_sampling("auto", device, dtype) is chosen
+        assert public.choose("auto", device, dtype) is chosen
+
+
+BOTH_OF_CUDA, BOTH_OF_TRITON = Choice(Backend.CUDA, Backend.CUDA), Choice(Backend.TRITON, Backend.TRITON)
+ON_CUDA = {
+    "sampling": ("deformable_sample", "auto", (), BOTH_OF_CUDA),
+    "sampling by name": ("deformable_sample", "cuda", (), BOTH_OF_CUDA),
+    "attention": ("deformable_attention", "auto", (), Choice(Backend.CUDA, Backend.TRITON)),
+    "attention by Triton": ("deformable_attention", "triton", (), BOTH_OF_TRITON),
+    "attention by one without it": ("deformable_attention", "cuda", (), Choice(Backend.CUDA, None)),
+    "attention by PyTorch": ("deformable_attention", "reference", (), Choice(Backend.REFERENCE, Backend.REFERENCE)),
+    "head": ("offset_head", "auto", (), Choice(Backend.CUDA, Backend.TRITON)),
+    "head by one without it": ("offset_head", "cuda", (), Choice(Backend.CUDA, None)),
+    "head without CUDA": ("offset_head", "auto", (Backend.CUDA,), BOTH_OF_TRITON),
+    "head without Triton": ("offset_head", "auto", (Backend.TRITON,), Choice(Backend.CUDA, None)),
+}
+
+
+@pytest.mark.parametrize(("operation", "requested", "missing", "choice"), ON_CUDA.values(), ids=ON_CUDA)
+def test_each_operation_gets_the_best_that_has_kernels_for_it(
+    everything_there: dict, operation: str, requested: str, missing: tuple[Backend, ...], choice: Choice
+) -> None:
+    everything_there.update(dict.fromkeys(missing, "not built"))
+    assert backends.choose(operation, requested, CUDA, torch.float32) == choice
+    assert backends.choose(operation, Backend(requested), CUDA, torch.float32) == choice
+
+
+def test_where_nothing_has_kernels_auto_is_plain_pytorch_without_any(everything_there: dict) -> None:
+    for operation in backends.KERNELS:
+        choice = backends.choose(operation, "auto", torch.device("mps"), torch.float32)
+        assert choice == Choice(Backend.REFERENCE, None)
+
+
+@pytest.mark.parametrize("operation", backends.KERNELS)
+def test_the_table_of_kernels_is_what_was_registered(operation: str) -> None:
+    """Of what is installed here: the dispatcher has a kernel for each entry of the table, and for no other."""
+    name = {"deformable_attention": "sampled_attention"}.get(operation, operation)
+    for backend, suffix, keys in DISPATCHED:
+        if backends.MISSING[backend] is None:
+            for key in keys:
+                listed = backend in backends.KERNELS[operation][key.lower()]
+                interpreted = key == "CPU" and backend is Backend.TRITON and libraries.triton_interprets()
+                registered = torch._C._dispatch_has_kernel_for_dispatch_key(f"stable_sam_cuda::{name}{suffix}", key)
+                assert registered == (listed or interpreted), (backend, key)
 
 
 def test_a_missing_kernel_is_said_once(everything_there: dict) -> None:
     everything_there[Backend.CPU] = "not built: no C++ compiler was found"
     with pytest.warns(MissingBackendWarning, match=r"'cpu' tensors.*cpu: not built: no C\+\+ compiler was found"):
-        assert backends.choose("auto", CPU, torch.float32) is Backend.REFERENCE
+        assert chosen_for_sampling("auto", CPU, torch.float32) is Backend.REFERENCE
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert backends.choose("auto", CPU, torch.float32) is Backend.REFERENCE
-        assert backends.choose("auto", CPU, torch.float16) is Backend.REFERENCE
+        assert chosen_for_sampling("auto", CPU, torch.float32) is Backend.REFERENCE
+        assert chosen_for_sampling("auto", CPU, torch.float16) is Backend.REFERENCE
 
 
 def test_the_warning_points_at_the_call(everything_there: dict) -> None:
@@ -84,30 +134,6 @@ def test_the_warning_points_at_the_call(everything_there: dict) -> None:
     with pytest.warns(MissingBackendWarning) as caught:
         deformable_sample(torch.ones(1, 8, 3, 3), torch.zeros(1, 2, 3, 3), max_offset=1.0)
     assert caught[0].filename == __file__
-
-
-@pytest.mark.parametrize(
-    ("architecture", "runs_on", "not_on"),
-    [
-        ("8.0", [(8, 0), (8, 6), (8, 9)], [(7, 5), (8, 7), (9, 0), (12, 0)]),
-        ("8.6", [(8, 6), (8, 9)], [(8, 0), (8, 7), (9, 0)]),
-        ("8.7", [(8, 7), (8, 9)], [(8, 6)]),
-        ("9.0", [(9, 0)], [(8, 9), (10, 0)]),
-        ("9.0a", [(9, 0)], [(8, 9), (9, 1), (10, 0)]),
-        ("9.0a+PTX", [(9, 0)], [(10, 0)]),
-        ("8.0+PTX", [(8, 0), (8, 7), (9, 0), (12, 1)], [(7, 5)]),
-        ("10.0+PTX", [(10, 0), (10, 3), (11, 0), (12, 0)], [(9, 0)]),
-        ("10.0f", [(10, 0), (10, 3)], [(12, 0)]),
-        ("10.0f+PTX", [(10, 3)], [(11, 0), (12, 0)]),
-        ("12.0", [(12, 0), (12, 1)], [(10, 0), (11, 0)]),
-    ],
-)
-def test_which_devices_run_an_architecture(
-    architecture: str, runs_on: list[tuple[int, int]], not_on: list[tuple[int, int]]
-) -> None:
-    compiled = _extension.Architecture.parse(architecture)
-    assert compiled is not None
-    assert [c for c in (*runs_on, *not_on) if compiled.runs_on(c)] == runs_on
 
 
 @pytest.mark.parametrize(
@@ -134,8 +160,8 @@ def test_auto_takes_what_runs_on_the_device(
     plug_in(monkeypatch, capability, built=built)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert backends.choose("auto", CUDA, torch.float32) is chosen
-    assert backends.choose_for_attention("auto", CUDA, torch.float32) == (Backend.TRITON, True)
+        assert chosen_for_sampling("auto", CUDA, torch.float32) is chosen
+    assert backends.choose("deformable_attention", "auto", CUDA, torch.float32).kernels is Backend.TRITON
     assert (backends.why_unavailable("cuda") is None) == (chosen is Backend.CUDA)
 
 
@@ -148,8 +174,8 @@ def test_a_device_that_nothing_serves_gets_plain_pytorch(
         "12.0+PTX; triton: the device has compute capability 7.5, Triton asks for 8.0"
     )
     with pytest.warns(MissingBackendWarning, match=re.escape(reasons)):
-        assert backends.choose("auto", CUDA, torch.float32) is Backend.REFERENCE
-    assert backends.find_for_attention("auto", CUDA, torch.float32) is None
+        assert chosen_for_sampling("auto", CUDA, torch.float32) is Backend.REFERENCE
+    assert backends.choose("deformable_attention", "auto", CUDA, torch.float32).kernels is None
     assert backends.available() == (Backend.CPU, Backend.REFERENCE)
 
 
@@ -157,16 +183,16 @@ def test_each_of_several_gpus_has_its_own_choice(everything_there: dict, monkeyp
     plug_in(monkeypatch, (7, 5), (9, 0), (8, 6), built=("9.0",))
     devices = [torch.device("cuda", index) for index in range(3)]
     with pytest.warns(MissingBackendWarning) as caught:
-        chosen = [backends.choose("auto", device, torch.float16) for device in devices]
-        assert chosen == [backends.choose("auto", device, torch.float16) for device in devices]
+        chosen = [chosen_for_sampling("auto", device, torch.float16) for device in devices]
+        assert chosen == [chosen_for_sampling("auto", device, torch.float16) for device in devices]
     assert chosen == [Backend.REFERENCE, Backend.CUDA, Backend.TRITON]
     assert len(caught) == 1
     assert backends.why_unavailable("cuda") is None, "one of them has it"
     assert "capability 8.6" in str(backends.why_unavailable("cuda", devices[2]))
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
-    assert backends.choose("auto", torch.device("cuda"), torch.float16) is Backend.CUDA
+    assert chosen_for_sampling("auto", torch.device("cuda"), torch.float16) is Backend.CUDA
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 2)
-    assert backends.choose("auto", torch.device("cuda"), torch.float16) is Backend.TRITON
+    assert chosen_for_sampling("auto", torch.device("cuda"), torch.float16) is Backend.TRITON
 
 
 @pytest.mark.parametrize(
@@ -182,31 +208,40 @@ def test_a_backend_asked_for_on_a_device_that_it_does_not_serve(
     plug_in(monkeypatch, (7, 5), built=("9.0", "10.0"))
     for _ in range(2):
         with pytest.raises(BackendUnavailableError, match=f"backend '{backend}' is not available: .*{message}"):
-            backends.choose(backend, CUDA, torch.float32)
+            chosen_for_sampling(backend, CUDA, torch.float32)
 
 
-def test_a_choice_is_made_once(everything_there: dict, monkeypatch: pytest.MonkeyPatch) -> None:
-    def choices() -> list[object]:
+def test_a_choice_is_made_once(everything_there: dict) -> None:
+    def choices() -> list[Choice]:
         return [
-            backends.choose("auto", CUDA, torch.float32),
-            backends.choose(Backend.TRITON, CUDA, torch.float32),
-            backends.find_for_attention("auto", CUDA, torch.float32),
-            backends.choose_for_attention("auto", CUDA, torch.float32),
-            backends.choose_for_offset_head("auto", CUDA, torch.float32),
+            backends.choose(operation, requested, CUDA, torch.float32)
+            for operation, requested in itertools.product(backends.KERNELS, ("auto", Backend.TRITON))
         ]
 
     first = choices()
-    monkeypatch.setattr(backends, "_find_serving", lambda *_: pytest.fail("the choice was made again"))
+    everything_there.update(dict.fromkeys((Backend.CUDA, Backend.TRITON), "taken away"))
     assert choices() == first
+    backends.forget_choices()
+    with pytest.raises(BackendUnavailableError, match="taken away"), pytest.warns(MissingBackendWarning):
+        choices()
+
+
+@pytest.mark.parametrize("backend", ["fast", None, ["cpu"], 3], ids=str)
+def test_what_is_no_backend_is_named(backend: object) -> None:
+    with pytest.raises(
+        ValueError,
+        match=re.escape(f"backend: expected one of 'auto', 'cuda', 'triton', 'cpu', 'reference', got {backend!r}"),
+    ):
+        backends.choose("deformable_sample", backend, CPU, torch.float32)
 
 
 def test_the_choice_for_a_gpu_is_traced_into_one_graph(everything_there: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     def double_on_triton(x: torch.Tensor) -> torch.Tensor:
-        backend = backends.choose_for_offset_head("auto", CUDA, torch.float32)
-        return 2 * x if backend is Backend.TRITON else x
+        kernels = backends.choose("offset_head", "auto", CUDA, torch.float32).kernels
+        return 2 * x if kernels is Backend.TRITON else x
 
     plug_in(monkeypatch, built=("9.0",))  # torch.compile itself would ask the GPU
-    monkeypatch.setattr(backends, "_capability", lambda device: (8, 6))
+    monkeypatch.setattr(backends, "capability_of", lambda device: (8, 6))
     compiled = torch.compile(double_on_triton, fullgraph=True, backend="eager")
     assert compiled(torch.ones(2)).tolist() == [2, 2]
 
@@ -248,13 +283,13 @@ def test_a_backend_that_does_not_fit_is_refused(
     everything_there: dict, requested: str, device: torch.device, dtype: torch.dtype, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        backends.choose(requested, device, dtype)
+        chosen_for_sampling(requested, device, dtype)
 
 
 def test_a_backend_asked_for_is_never_replaced(everything_there: dict) -> None:
     everything_there[Backend.CUDA] = "not built: nvcc was not found"
     with pytest.raises(BackendUnavailableError, match="nvcc was not found"):
-        backends.choose("cuda", CUDA, torch.float32)
+        chosen_for_sampling("cuda", CUDA, torch.float32)
 
 
 def test_every_backend_is_there_or_explained() -> None:
@@ -263,28 +298,6 @@ def test_every_backend_is_there_or_explained() -> None:
         assert (backend is Backend.AUTO) or (reason is None) == (backend in backends.available())
         assert reason is None or len(reason) > 10
     assert Backend.REFERENCE in backends.available()
-
-
-def test_the_build_record_covers_both_libraries() -> None:
-    libraries = _extension.build_info()["libraries"]
-    assert set(libraries) == {"_ops_cpu", "_ops_cuda"}
-    assert all(facts["built"] or facts["reason"] for facts in libraries.values())
-
-
-WITHOUT_OPTIONAL_PACKAGES = """
-import sys
-for name in ("torchvision", "segment_anything", "triton", "cv2", "safetensors"):
-    sys.modules[name] = None
-import torch, stable_sam_cuda
-output = stable_sam_cuda.deformable_sample(torch.ones(1, 8, 3, 3), torch.zeros(1, 2, 3, 3), max_offset=1.0)
-assert output.shape == (1, 8, 3, 3)
-print(stable_sam_cuda.backends.why_unavailable("triton"))
-"""
-
-
-def test_imports_and_runs_without_torchvision_and_triton() -> None:
-    done = subprocess.run([sys.executable, "-c", WITHOUT_OPTIONAL_PACKAGES], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
 
 
 def test_public_names_are_there() -> None:

@@ -12,8 +12,6 @@ from attention_cases import (
 )
 from torch import Tensor
 
-import stable_sam_cuda
-
 pytestmark = pytest.mark.usefixtures("two_threads")
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
@@ -145,24 +143,3 @@ def test_results_do_not_depend_on_the_number_of_threads(case: AttentionCase, dty
         torch.set_num_threads(threads)
     for other in results[1:]:
         assert all(torch.equal(first, again) for first, again in zip(results[0], other, strict=True))
-
-
-@pytest.mark.filterwarnings("ignore::stable_sam_cuda.backends.UnfusedAttentionWarning")
-@pytest.mark.parametrize("tokens", [3, 65])
-def test_the_attention_of_sam(tokens: int) -> None:
-    """Through the public function, weights and all, against its own reference backend; fused, and beyond 64 queries."""
-    generator = torch.Generator().manual_seed(0)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator)
-
-    channels, inner, heads = 16, 8, 2
-    inputs, _ = make_attention_inputs(AttentionCase("sam", channels=channels, height=3), torch.float32)
-    weights = {f"{name}_weight": normal(inner, channels) for name in "qkv"} | {"out_weight": normal(channels, inner)}
-    weights |= {f"{name}_bias": normal(inner) for name in "qkv"} | {"out_bias": normal(channels)}
-    arguments = (normal(2, tokens, channels), *[inputs[name] for name in ATTENTION_NAMES[1:]])
-    outputs = [
-        stable_sam_cuda.deformable_attention(*arguments, **weights, num_heads=heads, max_offset=1.5, backend=backend)
-        for backend in ("cpu", "reference")
-    ]
-    assert_attention_matches("output", outputs[0], outputs[1], torch.float32)

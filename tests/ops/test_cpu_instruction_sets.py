@@ -6,8 +6,6 @@ import sys
 
 import pytest
 
-from stable_sam_cuda import _extension
-
 # The first use decides on the instruction set, so each has a process of its own, which all operations share.
 # Every bit pattern of a half type must go through the sampler unchanged where the weight of its pixel is 1, and sums
 # must round to nearest.
@@ -20,7 +18,8 @@ import test_cpu_attention_limits as attention_limits
 import test_cpu_offset_head as offset_head
 from sample_inputs import by_name, make_grad_output, make_inputs, output_and_gradients, truth
 from tolerances import BACKWARD, FORWARD, assert_matches
-from stable_sam_cuda import _extension, deformable_sample
+from stable_sam_cuda import deformable_sample
+from stable_sam_cuda.ops import libraries
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 torch.manual_seed(0)
@@ -59,7 +58,7 @@ for case in offset_head.CASES:
         for dtype in DTYPES:
             offset_head.check(case, dtype)
 offset_head.test_gelu_is_exact_to_the_last_places(torch.float32)
-print(_extension.cpu_instruction_set())
+print(libraries.cpu_instruction_set())
 """
 
 
@@ -73,7 +72,3 @@ def test_every_instruction_set_is_exact(capability: str, allowed: set[str]) -> N
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split()[-1] in allowed
-
-
-def test_the_instruction_set_in_use_is_known() -> None:
-    assert _extension.cpu_instruction_set() in _extension.build_info()["libraries"]["_ops_cpu"]["instruction_sets"]

@@ -6,9 +6,6 @@ from head_cases import HEAD_NAMES, HeadCase, head_truth, make_head_inputs, run_a
 from tolerances import HEAD_BACKWARD, HEAD_FORWARD, assert_matches
 from torch import Tensor
 
-from stable_sam_cuda import offset_head
-from stable_sam_cuda.ops import reference
-
 pytestmark = pytest.mark.usefixtures("two_threads")
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
@@ -158,16 +155,6 @@ def test_no_pixels_at_all(sizes: dict[str, int]) -> None:
         assert gradient.shape == inputs[name].shape and bool((gradient == 0).all()), name
 
 
-def test_the_public_function_takes_the_kernels() -> None:
-    case = HeadCase("public", channels=16)
-    inputs, _ = make_head_inputs(case, torch.float32, normalised=True)
-    output = offset_head(**inputs, backend="cpu")
-    assert torch.equal(output, OPERATIONS.offset_head(*inputs.values(), 1e-6))
-    assert torch.equal(output, offset_head(**inputs))
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert offset_head(**inputs).dtype == torch.bfloat16
-
-
 RAW_CALLS: dict[str, tuple[dict[str, Tensor], str]] = {
     "features of 3 axes": ({"features": torch.zeros(4, 5, 6)}, "features: expected 4 dimensions, got 3"),
     "features are integers": ({"features": torch.zeros(2, 4, 5, 6, dtype=torch.int64)}, "features: expected dtype"),
@@ -207,15 +194,3 @@ def test_the_raw_backward_refuses_a_wrong_gradient(shape: tuple[int, ...]) -> No
     inputs, _ = make_head_inputs(HeadCase("good"), torch.float32, normalised=True)
     with pytest.raises(RuntimeError, match="grad_output: expected"):
         OPERATIONS.offset_head_backward(torch.zeros(shape), *inputs.values(), 1e-6, EVERY)
-
-
-def test_the_reference_is_differentiable_twice_and_the_kernels_say_so() -> None:
-    inputs, _ = make_head_inputs(HeadCase("twice", channels=2, height=2, width=2), torch.float32, normalised=True)
-    leaves = [tensor.requires_grad_() for tensor in inputs.values()]
-    for operation, twice in ((reference.offset_head, True), (OPERATIONS.offset_head, False)):
-        (gradient,) = torch.autograd.grad(operation(*leaves, 1e-6).sum(), leaves[:1], create_graph=True)
-        if twice:
-            torch.autograd.grad(gradient.square().sum(), leaves[0])
-        else:
-            with pytest.raises(RuntimeError, match="cannot be differentiated twice"):
-                torch.autograd.grad(gradient.square().sum(), leaves[0])

@@ -19,9 +19,9 @@ from torch import Tensor
 
 import stable_sam_cuda
 from stable_sam_cuda import kernels
-from stable_sam_cuda.ops import triton as triton_kernels
+from stable_sam_cuda.ops import libraries
 
-DEVICE = "cpu" if triton_kernels.interprets() else "cuda"
+DEVICE = "cpu" if libraries.triton_interprets() else "cuda"
 OPERATIONS = torch.ops.stable_sam_cuda
 EVERY = 63
 CASES = [
@@ -46,7 +46,7 @@ def by_name(name: str) -> AttentionCase:
 
 
 def assert_close(name: str, actual: Tensor, truth: Tensor, dtype: torch.dtype = torch.float32) -> None:
-    cut_off = dtype == torch.bfloat16 and triton_kernels.interprets()  # where the GPU rounds
+    cut_off = dtype == torch.bfloat16 and libraries.triton_interprets()  # where the GPU rounds
     assert_attention_matches(name, actual, truth, dtype, 2.0 if cut_off else 1.0)
 
 

@@ -4,9 +4,6 @@ The interpreter runs each operation of each program in Python, so cases are smal
 program of the gather handle more targets than on a GPU; `test_block_sizes_of_the_gpu` does not.
 """
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from sample_inputs import (
@@ -25,10 +22,9 @@ from torch import Tensor
 
 import stable_sam_cuda
 from stable_sam_cuda import Backend, backends, kernels
-from stable_sam_cuda.ops import reference
-from stable_sam_cuda.ops import triton as triton_kernels
+from stable_sam_cuda.ops import libraries, reference
 
-DEVICE = "cpu" if triton_kernels.interprets() else "cuda"
+DEVICE = "cpu" if libraries.triton_interprets() else "cuda"
 OPERATIONS = torch.ops.stable_sam_cuda
 TOO_SLOW_TO_INTERPRET = {"64_prompts", "sam_channels", "wide"}
 SMALL_CASES = [
@@ -43,14 +39,14 @@ HALF_CASES = {"routed", "pixel_amplitude", "channel_amplitude", "strided", "33_c
 
 @pytest.fixture
 def large_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    if triton_kernels.interprets():
+    if libraries.triton_interprets():
         monkeypatch.setattr(kernels.backward, "_TARGETS_TILE", (4, 8))
 
 
 def tolerance(table: dict[torch.dtype, Tolerance], dtype: torch.dtype) -> Tolerance:
     """The interpreter cuts bfloat16 off where the GPU rounds: a whole unit in the last place, not half."""
     relative, absolute = table[dtype]
-    return Tolerance(2 * relative if dtype == torch.bfloat16 and triton_kernels.interprets() else relative, absolute)
+    return Tolerance(2 * relative if dtype == torch.bfloat16 and libraries.triton_interprets() else relative, absolute)
 
 
 def check(case: Case, dtype: torch.dtype) -> None:
@@ -267,17 +263,3 @@ def test_tensors_on_another_device_than_the_current() -> None:
     assert_matches("output", output, expected, FORWARD[torch.float32])
     for name, gradient in gradients.items():
         assert_matches(name, gradient, expected_gradients[name], BACKWARD[torch.float32])
-
-
-WITHOUT_TRITON = """
-import sys
-sys.modules["triton"] = None
-import stable_sam_cuda
-from stable_sam_cuda.ops import triton
-print(triton.interprets(), triton.why_unavailable())
-"""
-
-
-def test_the_absence_of_triton_is_explained() -> None:
-    done = subprocess.run([sys.executable, "-c", WITHOUT_TRITON], capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("False Triton's kernels could not be imported: ModuleNotFoundError")

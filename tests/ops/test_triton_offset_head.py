@@ -11,9 +11,9 @@ from torch import Tensor
 
 import stable_sam_cuda
 from stable_sam_cuda import kernels
-from stable_sam_cuda.ops import triton as triton_kernels
+from stable_sam_cuda.ops import libraries
 
-DEVICE = "cpu" if triton_kernels.interprets() else "cuda"
+DEVICE = "cpu" if libraries.triton_interprets() else "cuda"
 OPERATIONS = torch.ops.stable_sam_cuda
 EVERY = 127
 CASES = [
@@ -39,7 +39,7 @@ HALF_CASES = [case for case in CASES if case.name in ("plain", "33_channels", "2
 
 
 def assert_close(name: str, actual: Tensor, truth: Tensor, dtype: torch.dtype = torch.float32) -> None:
-    cut_off = dtype == torch.bfloat16 and triton_kernels.interprets()  # where the GPU rounds
+    cut_off = dtype == torch.bfloat16 and libraries.triton_interprets()  # where the GPU rounds
     assert_head_matches(name, actual, truth, dtype, 2.0 if cut_off else 1.0)
 
 

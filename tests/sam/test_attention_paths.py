@@ -7,9 +7,10 @@ import torch
 from decoder_inputs import assert_same_answers, encoded, sams_own
 from tolerances import DECODER_GRADIENTS, assert_matches
 
-from stable_sam_cuda import DeformableSampler, UnfusedAttentionWarning, backends
+from stable_sam_cuda import DeformableSampler, UnfusedAttentionWarning
 from stable_sam_cuda.modules import attention
 from stable_sam_cuda.modules.attention import AttentionPath, choose_path, path_of
+from stable_sam_cuda.ops import backends
 from stable_sam_cuda.sam import plugin_of, stabilize
 from stable_sam_cuda.sam.shared_decoder import ALL_MASKS, decode
 from stable_sam_cuda.sam.stable_block import StableTwoWayAttentionBlock, stable_block_of
@@ -191,7 +192,7 @@ def test_hooks_in_the_plugin_are_heeded(stable, take, place, fused):
 
 @torch.no_grad()
 def test_many_queries_are_sampled_with_a_warning(stable, monkeypatch):
-    monkeypatch.setattr(backends, "_warned", set())
+    monkeypatch.setattr(backends, "told", set())
     plugin_of(stable).backend = "reference"
     queries = torch.zeros(1, attention.MOST_FUSED_QUERIES + 1, 256)
     with pytest.warns(UnfusedAttentionWarning, match="more than 64 queries"):
@@ -202,8 +203,17 @@ def test_many_queries_are_sampled_with_a_warning(stable, monkeypatch):
         assert path_of(plugin_of(stable), queries[:, 1:]) is FUSED
 
 
+@pytest.fixture
+def chosen_anew():
+    """What is chosen in a test is forgotten behind it."""
+    backends.forget_choices()
+    yield
+    backends.forget_choices()
+
+
+@pytest.mark.usefixtures("chosen_anew")
 def test_a_backend_without_the_kernel_samples_quietly(monkeypatch):
-    monkeypatch.setattr(backends, "_FUSES_ATTENTION", dict.fromkeys(backends._FUSES_ATTENTION, False))
+    monkeypatch.setitem(backends.KERNELS, "deformable_attention", {})
     with warnings.catch_warnings():
         warnings.simplefilter("error", UnfusedAttentionWarning)
         for gradients in (False, True):

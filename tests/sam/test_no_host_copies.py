@@ -13,7 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from stable_sam_cuda import DeformableSampler
-from stable_sam_cuda.backends import Backend
+from stable_sam_cuda.ops import backends
+from stable_sam_cuda.ops.backends import Backend
 from stable_sam_cuda.sam import StableSamPredictor, stabilize
 from stable_sam_cuda.sam.prompt_encoding import encode_prompts
 from stable_sam_cuda.sam.shared_decoder import ALL_MASKS, SINGLE_MASK, THREE_MASKS, decode
@@ -37,13 +38,6 @@ PROMPTS = {
     "masks": MASKS,
     "everything": POINTS | BOXES | MASKS,
 }
-CHOICES = (
-    ("stable_sam_cuda.modules.attention", "find_for_attention", lambda chosen: chosen),
-    ("stable_sam_cuda.modules.offset_network", "find_for_offset_head", lambda chosen: chosen),
-    ("stable_sam_cuda.attention", "choose_for_attention", lambda chosen: (chosen, True)),
-    ("stable_sam_cuda.offsets", "choose_for_offset_head", lambda chosen: chosen),
-    ("stable_sam_cuda.functional", "choose", lambda chosen: chosen),
-)
 
 
 class HostTensors(TorchDispatchMode):
@@ -94,8 +88,7 @@ def auto_finds(monkeypatch):
     """A function that makes ``auto`` find a backend, whose kernels then are called and not run."""
 
     def find(backend):
-        for module, function, answer in CHOICES:
-            monkeypatch.setattr(f"{module}.{function}", lambda *_, answer=answer: answer(backend))
+        monkeypatch.setattr(backends, "choose", lambda *_: backends.Choice(backend, backend))
 
     return find
 

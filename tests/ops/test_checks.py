@@ -7,8 +7,8 @@ import torch
 from sample_inputs import Case, by_name, make_grad_output, make_inputs, output_and_gradients
 from torch import Tensor
 
-from stable_sam_cuda import BackendUnavailableError, backends, deformable_sample
-from stable_sam_cuda.ops import reference
+from stable_sam_cuda import BackendUnavailableError, deformable_sample
+from stable_sam_cuda.ops import backends, reference
 
 OPERATIONS = torch.ops.stable_sam_cuda
 
@@ -83,7 +83,7 @@ def test_a_bad_argument_is_named(change: dict[str, object], error: type[Exceptio
 
 
 def test_a_backend_that_is_not_there_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(backends._UNAVAILABLE, backends.Backend.CUDA, "not built: nvcc was not found")
+    monkeypatch.setitem(backends.MISSING, backends.Backend.CUDA, "not built: nvcc was not found")
     with pytest.raises(BackendUnavailableError, match="backend 'cuda' is not available: not built: nvcc was not found"):
         deformable_sample(**good(), backend="cuda")
 

@@ -1,7 +1,8 @@
-"""Loads the compiled libraries and remembers why one is missing.
+"""Loads the compiled libraries and Triton's kernels, and remembers why one of them is missing.
 
 The CPU and the CUDA library are loaded apart, because the second cannot be loaded by a torch built without
-CUDA. A missing library is a state to be explained (`why_missing`), never an error at import.
+CUDA. Triton is optional; its kernels are compiled on first use, so importing them needs no GPU. What is missing is a
+state to be explained (`why_missing`), never an error at import.
 """
 
 import ctypes
@@ -15,7 +16,7 @@ import torch
 
 _JETSON_ORIN = (8, 7)  # of its own kind: code for the desktop's 8.0 and 8.6 does not run there
 
-_DIRECTORY = Path(__file__).parent
+_DIRECTORY = Path(__file__).parents[1]
 _BUILD_RECORD = _DIRECTORY / "_build_record.json"
 
 
@@ -45,12 +46,32 @@ def _load(name: str) -> str | None:
     return None
 
 
-_MISSING = {name: _load(name) for name in ("_ops_cpu", "_ops_cuda")}
+def _import_triton() -> tuple[Any, str | None]:
+    """Triton's kernels and no reason, or no kernels and the reason."""
+    try:
+        from stable_sam_cuda import kernels
+    except Exception as error:  # a Triton that does not fit torch or the driver fails in many ways
+        return None, f"Triton's kernels could not be imported: {type(error).__name__}: {error}"
+    return kernels, None
+
+
+class _NeverRaisedError(Exception):
+    """What kernels that are not there raise."""
+
+
+TRITON, _why_no_triton = _import_triton()  # the module of the kernels, or None
+NoPlanFitsError: type[Exception] = _NeverRaisedError if TRITON is None else TRITON.NoPlanFitsError
+_MISSING = {name: _load(name) for name in ("_ops_cpu", "_ops_cuda")} | {"triton": _why_no_triton}
 
 
 def why_missing(name: str) -> str | None:
-    """Why the library `_ops_cpu` or `_ops_cuda` is not loaded; None where it is."""
+    """Why the library ``_ops_cpu`` or ``_ops_cuda``, or ``triton``, is not loaded; None where it is."""
     return _MISSING[name]
+
+
+def triton_interprets() -> bool:
+    """Whether Triton's kernels run in its interpreter, on the CPU: decided when they are imported."""
+    return TRITON is not None and TRITON.INTERPRETED
 
 
 class Architecture(NamedTuple):
@@ -83,15 +104,15 @@ def _read_architectures() -> tuple[Architecture, ...]:
     return tuple(filter(None, map(Architecture.parse, names)))
 
 
-# Empty where there is no CUDA library, or no record of it.
-_ARCHITECTURES = _read_architectures()
+# What the CUDA library was compiled for: empty where there is none, or no record of it.
+ARCHITECTURES = _read_architectures()
 
 
 def why_not_compiled_for(capability: tuple[int, int]) -> str | None:
     """Why the CUDA library cannot run on a device of this compute capability; None where it can, as far as is known."""
-    if not _ARCHITECTURES or any(architecture.runs_on(capability) for architecture in _ARCHITECTURES):
+    if not ARCHITECTURES or any(architecture.runs_on(capability) for architecture in ARCHITECTURES):
         return None
-    names = ", ".join(architecture.name for architecture in _ARCHITECTURES)
+    names = ", ".join(architecture.name for architecture in ARCHITECTURES)
     return f"the device has compute capability {capability[0]}.{capability[1]}, the library was compiled for {names}"
 
 
