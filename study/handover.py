@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from stable_sam_cuda.training.checkpoint import save_bytes
+from stable_sam_cuda.files import save_bytes
 from stable_sam_cuda.training.pack_parts import read_parts, write_parts
 
 PIECE = 2**20

@@ -35,7 +35,7 @@ from rows import FULL, HEADLINE, SHIPPED, Row, all_rows
 from run import base_name, cache_name, machine, training_options
 
 from stable_sam_cuda import backends
-from stable_sam_cuda.training.checkpoint import save_bytes
+from stable_sam_cuda.files import save_bytes
 from stable_sam_cuda.training.pack import pack, unpack
 from stable_sam_cuda.training.pack_parts import check_members, read_tar, write_tar
 

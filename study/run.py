@@ -24,8 +24,8 @@ from figures import training_curve
 from rows import EXCLUDED, Row, all_rows
 from safetensors import safe_open
 
+from stable_sam_cuda.files import save_bytes
 from stable_sam_cuda.sam.lite import SHIPPED_CHECKPOINT
-from stable_sam_cuda.training.checkpoint import save_bytes
 
 STUDY = Path(__file__).parent
 RECORDS = STUDY / "records"

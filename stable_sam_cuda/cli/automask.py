@@ -15,13 +15,14 @@ from stable_sam_cuda import backends
 from stable_sam_cuda.cli.comparison import attention_path, timed
 from stable_sam_cuda.cli.console import say_plain, tell
 from stable_sam_cuda.cli.errors import explain_user_errors
-from stable_sam_cuda.cli.machine import package_versions, pick_device
+from stable_sam_cuda.cli.machine import package_versions
 from stable_sam_cuda.cli.models import check_model, check_plugin
 from stable_sam_cuda.cli.options import NO_PLUGIN
 from stable_sam_cuda.cli.output import Outputs
 from stable_sam_cuda.cli.ownership import file_digest
 from stable_sam_cuda.cli.photos import check_photos, read_photo, room_for
 from stable_sam_cuda.cli.prompts import ObjectPrompt
+from stable_sam_cuda.devices import pick_device
 from stable_sam_cuda.notes import printable
 from stable_sam_cuda.progress import progress_shown
 from stable_sam_cuda.sam import StableSamAutomaticMaskGenerator, load_sam, plugin_of, stabilize

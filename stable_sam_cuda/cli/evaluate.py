@@ -8,12 +8,12 @@ import typer
 
 from stable_sam_cuda.cli.console import table_lines, tell
 from stable_sam_cuda.cli.errors import explain_user_errors
-from stable_sam_cuda.cli.machine import pick_device
 from stable_sam_cuda.cli.models import check_model, check_plugin
 from stable_sam_cuda.cli.options import NO_PLUGIN
 from stable_sam_cuda.cli.output import Outputs
 from stable_sam_cuda.cli.ownership import file_digest
 from stable_sam_cuda.cli.samples import check_data, usable_samples
+from stable_sam_cuda.devices import own_device, pick_device
 from stable_sam_cuda.notes import printable
 from stable_sam_cuda.progress import progress_shown
 
@@ -59,7 +59,7 @@ def evaluate(
     from stable_sam_cuda.evaluation.protocol import check_protocol
     from stable_sam_cuda.evaluation.protocol import evaluate as run_protocol
     from stable_sam_cuda.evaluation.report import paper_table, precision_table, results_csv, results_document
-    from stable_sam_cuda.evaluation.sharding import gathered, own_device, own_share, process_group, rank
+    from stable_sam_cuda.evaluation.sharding import gathered, own_share, process_group, rank
     from stable_sam_cuda.sam import StableSamPredictor, load_sam
     from stable_sam_cuda.training.dataset import choose_samples
     from stable_sam_cuda.training.digests import content_digest

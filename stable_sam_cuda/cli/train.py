@@ -70,8 +70,8 @@ def train(
     check_model(model, checkpoint)
     import torch
 
-    from stable_sam_cuda.cli.machine import pick_device
-    from stable_sam_cuda.evaluation.sharding import own_device, process_group, rank
+    from stable_sam_cuda.devices import own_device, pick_device
+    from stable_sam_cuda.evaluation.sharding import process_group, rank
     from stable_sam_cuda.sam import load_sam
     from stable_sam_cuda.training.dataset import choose_samples
     from stable_sam_cuda.training.interruption import Interrupted, Terminated

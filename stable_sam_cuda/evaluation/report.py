@@ -13,8 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from stable_sam_cuda.evaluation.protocol import ObjectResult, summarize
+from stable_sam_cuda.files import atomic_write
 from stable_sam_cuda.notes import printable
-from stable_sam_cuda.sam.atomic_file import atomic_write
 
 
 def paper_table(results: Sequence[ObjectResult], title: str) -> Table:

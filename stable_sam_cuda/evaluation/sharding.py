@@ -4,7 +4,6 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-import torch
 from torch import distributed
 
 from stable_sam_cuda.evaluation.protocol import ObjectResult
@@ -27,13 +26,6 @@ def process_group() -> Iterator[None]:
 def rank() -> int:
     """This process's number; 0 where it is alone."""
     return distributed.get_rank() if distributed.is_initialized() else 0
-
-
-def own_device(device: str) -> str:
-    """``cuda``, and ``auto`` where there is CUDA, become the GPU of this process's own."""
-    if "LOCAL_RANK" not in os.environ or not (device == "cuda" or (device == "auto" and torch.cuda.is_available())):
-        return device
-    return f"cuda:{os.environ['LOCAL_RANK']}"
 
 
 def own_share(samples: Sequence[Sample]) -> Sequence[Sample]:

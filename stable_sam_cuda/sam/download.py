@@ -12,8 +12,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
+from stable_sam_cuda.files import atomic_write
 from stable_sam_cuda.progress import ProgressLines, on_terminal
-from stable_sam_cuda.sam.atomic_file import atomic_write
 
 BASE_URL = "https://dl.fbaipublicfiles.com/segment_anything/"
 HOME_VARIABLE = "STABLE_SAM_HOME"

@@ -16,8 +16,8 @@ from safetensors.torch import save
 from segment_anything.modeling import Sam
 from torch import Tensor
 
+from stable_sam_cuda.files import atomic_write
 from stable_sam_cuda.modules import DeformableSampler
-from stable_sam_cuda.sam.atomic_file import atomic_write
 from stable_sam_cuda.sam.base_models import base_model_name
 from stable_sam_cuda.sam.stable_block import stable_block_of
 from stable_sam_cuda.sam.state_check import first_not_finite, fit_problem

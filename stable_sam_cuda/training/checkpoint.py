@@ -7,15 +7,9 @@ from safetensors.torch import save
 from segment_anything.modeling import Sam
 from torch import nn
 
-from stable_sam_cuda.sam.atomic_file import atomic_write
+from stable_sam_cuda.files import save_bytes
 from stable_sam_cuda.sam.state_check import first_not_finite, fit_problem
 from stable_sam_cuda.sam.weight_files import read_safetensors
-
-
-def save_bytes(path: Path, content: bytes | memoryview) -> None:
-    """Write ``content`` to ``path``; a reader, or a kill, never meets half a file."""
-    with atomic_write(path) as file:
-        file.write(content)
 
 
 def save_weights(model: nn.Module, path: Path, dtype: torch.dtype = torch.float32, **metadata: str) -> None:

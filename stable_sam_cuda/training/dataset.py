@@ -12,9 +12,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from stable_sam_cuda.files import read_json
 from stable_sam_cuda.notes import printable
 from stable_sam_cuda.training.coco_images import CocoImage
-from stable_sam_cuda.training.json_files import read_json
 from stable_sam_cuda.training.layouts import find_samples
 from stable_sam_cuda.training.samples import MaskedImage, Sample
 

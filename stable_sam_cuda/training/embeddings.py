@@ -19,8 +19,8 @@ import torch
 from segment_anything.modeling import Sam
 from torch import Tensor, distributed, nn
 
+from stable_sam_cuda.files import atomic_write
 from stable_sam_cuda.notes import note, printable
-from stable_sam_cuda.sam.atomic_file import atomic_write
 from stable_sam_cuda.training.dataset import fit_square
 from stable_sam_cuda.training.digests import Digests
 from stable_sam_cuda.training.samples import Sample

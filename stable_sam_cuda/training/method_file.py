@@ -16,12 +16,12 @@ from safetensors.torch import save
 from segment_anything.modeling import Sam
 from torch import nn
 
+from stable_sam_cuda.files import save_bytes
 from stable_sam_cuda.sam.base_models import base_model_name
 from stable_sam_cuda.sam.plugin_io import PLUGIN_SUFFIX, read_plugin, save_plugin
 from stable_sam_cuda.sam.stabilize import stabilize
 from stable_sam_cuda.sam.state_check import first_not_finite, fit_problem
 from stable_sam_cuda.sam.weight_files import read_safetensors
-from stable_sam_cuda.training.checkpoint import save_bytes
 from stable_sam_cuda.training.methods import METHODS, install_method
 
 FORMAT = "stable_sam_cuda.method"

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from stable_sam_cuda.training.checkpoint import save_bytes
+from stable_sam_cuda.files import save_bytes
 from stable_sam_cuda.training.dataset import find_masked_images, read_splits
 from stable_sam_cuda.training.pack_parts import read_parts, write_parts
 from stable_sam_cuda.training.samples import Sample

@@ -12,8 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from stable_sam_cuda.sam.atomic_file import atomic_write
-from stable_sam_cuda.training.checkpoint import save_bytes
+from stable_sam_cuda.files import atomic_write, save_bytes
 
 FORMAT, VERSION = "stable_sam_cuda.pack", 1
 BLOCK = tarfile.BLOCKSIZE

@@ -12,11 +12,11 @@ import torch
 from segment_anything.modeling import Sam
 from torch import distributed, nn
 
+from stable_sam_cuda.files import require_folder
 from stable_sam_cuda.modules import DeformableSampler
 from stable_sam_cuda.modules.validation import require_integer
 from stable_sam_cuda.notes import printable
 from stable_sam_cuda.progress import NoProgress, RunProgress
-from stable_sam_cuda.sam.atomic_file import require_folder
 from stable_sam_cuda.training.augmented_images import augmented_images
 from stable_sam_cuda.training.digests import Digests
 from stable_sam_cuda.training.embeddings import EmbeddingCache

@@ -5,8 +5,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+from stable_sam_cuda.files import save_bytes
 from stable_sam_cuda.notes import note
-from stable_sam_cuda.training.checkpoint import save_bytes
 
 LOG = "log.jsonl"
 

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from stable_sam_cuda.files import partial_files, save_bytes
 from stable_sam_cuda.notes import note, printable
-from stable_sam_cuda.sam.atomic_file import partial_files
-from stable_sam_cuda.training.checkpoint import save_bytes
 from stable_sam_cuda.training.digests import Digests
 from stable_sam_cuda.training.samples import Sample
 

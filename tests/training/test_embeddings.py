@@ -309,7 +309,7 @@ def test_a_disk_that_is_full_later_is_one_error_and_leaves_no_part(small_sam, sa
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patched:
-        patched.setattr("stable_sam_cuda.sam.atomic_file.os.replace", full)
+        patched.setattr("stable_sam_cuda.files.os.replace", full)
         with pytest.raises(OSError, match=r"No space left on device.*npz"):
             cache.fill()
     assert not list(tmp_path.rglob("*.part"))

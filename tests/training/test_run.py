@@ -197,7 +197,7 @@ def test_full_disk_at_a_checkpoint_keeps_the_one_before(interrupted, samples, tm
     before = (interrupted / "checkpoint.pt").read_bytes()
     run = replace(RUN, checkpoint_every=1)
     with monkeypatch.context() as patched:
-        patched.setattr("stable_sam_cuda.sam.atomic_file.os.fsync", _no_space_for(interrupted / "checkpoint.pt"))
+        patched.setattr("stable_sam_cuda.files.os.fsync", _no_space_for(interrupted / "checkpoint.pt"))
         with pytest.raises(OSError, match="No space left on device"):
             train_method(samples, fresh_sam(), run, interrupted, cache=tmp_path / "cache", resume=True)
     assert (interrupted / "checkpoint.pt").read_bytes() == before

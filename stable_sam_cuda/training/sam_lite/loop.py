@@ -12,10 +12,10 @@ from segment_anything.modeling import Sam
 from torch import distributed
 
 from stable_sam_cuda.evaluation.sharding import rank
+from stable_sam_cuda.files import require_folder, save_bytes
 from stable_sam_cuda.notes import printable
-from stable_sam_cuda.sam.atomic_file import require_folder
 from stable_sam_cuda.sam.lite import new_sam_lite
-from stable_sam_cuda.training.checkpoint import save_bytes, save_weights
+from stable_sam_cuda.training.checkpoint import save_weights
 from stable_sam_cuda.training.dataset import find_masked_images
 from stable_sam_cuda.training.digests import Digests
 from stable_sam_cuda.training.interruption import Interruption

@@ -1,18 +1,21 @@
-"""Files that appear whole or not at all, and folders that can take them."""
+"""Files that appear whole or not at all, folders that can take them, and JSON that users wrote."""
 
 import errno
 import glob
+import json
 import os
+import reprlib
 import secrets
 import stat
 import weakref
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from stable_sam_cuda.notes import printable
+from stable_sam_cuda.notes import note, printable
 
 NAME_BYTES = 200  # of the target's name in its partial file's: with what is added it stays below the usual 255
 WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # of a write, which knows no file's name
@@ -68,6 +71,12 @@ def atomic_write(path: Path, *, sync: bool = True) -> Iterator[BinaryIO]:
         net.detach()
 
 
+def save_bytes(path: Path, content: bytes | memoryview) -> None:
+    """Write ``content`` to ``path``; a reader, or a kill, never meets half a file."""
+    with atomic_write(path) as file:
+        file.write(content)
+
+
 def partial_files(path: Path) -> Iterator[Path]:
     """What is being written to ``path`` now, or was when a process was killed."""
     return path.parent.glob(f".{glob.escape(_shortened(path.name))}.*.part")
@@ -95,6 +104,45 @@ def require_folder(name: str, folder: Path, *, make: bool = True) -> None:
         if above != folder.absolute():
             reason = f"it cannot be made in {printable(above)}: {reason}"
         raise ValueError(f"{name}: expected a folder that can be written, got {printable(folder)}: {reason}") from error
+
+
+def read_json(path: Path, what: str) -> Any:
+    """The content of a JSON file, in UTF-8 or UTF-16, with or without a byte order mark.
+
+    A name that is given twice inside of it is noted: the last one counts.
+
+    Args:
+        what: what the file should be, for the message.
+
+    Raises:
+        ValueError: it is no JSON, too deeply nested, or its outermost object gives a name twice.
+        OSError: it cannot be read.
+    """
+    twice: list[str] = []  # a name given twice in each object that has one
+    outermost: list[str] = []  # those of the object that was read last
+
+    def whole(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        content = dict(pairs)
+        outermost.clear()
+        if len(content) < len(pairs):
+            outermost.append(next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1))
+            twice.extend(outermost)
+        return content
+
+    try:
+        content = json.loads(path.read_bytes(), object_pairs_hook=whole)
+    except ValueError as error:
+        raise ValueError(f"{printable(path)}: expected {what}, got no JSON: {error}") from error
+    except RecursionError as error:
+        raise ValueError(f"{printable(path)}: expected {what}, got JSON that is nested too deeply") from error
+    if outermost and isinstance(content, dict):
+        raise ValueError(f"{printable(path)}: expected each name once, got {reprlib.repr(outermost[0])} twice")
+    if twice:
+        note(
+            "a name is given twice in an object of the JSON file; the last one counts",
+            f"{printable(path)}: {twice[0]!r}",
+        )
+    return content
 
 
 def _remove(path: Path) -> None:

@@ -8,8 +8,8 @@ import threading
 
 import pytest
 
-from stable_sam_cuda.sam import atomic_file
-from stable_sam_cuda.sam.atomic_file import atomic_write, require_folder
+from stable_sam_cuda import files
+from stable_sam_cuda.files import atomic_write, require_folder
 
 
 def write(path, content=b"new"):
@@ -61,7 +61,7 @@ def _write_interrupted(path, place):
 
     def trace(frame, event, argument):
         nonlocal lines
-        if frame.f_code.co_filename != atomic_file.__file__:
+        if frame.f_code.co_filename != files.__file__:
             return None
         if event == "line":
             lines += 1
@@ -86,7 +86,7 @@ def test_a_full_disk_is_an_error_that_names_the_file(call, tmp_path, monkeypatch
     def full(*arguments):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(atomic_file.os, call, full)
+    monkeypatch.setattr(files.os, call, full)
     with pytest.raises(OSError, match=r"No space left on device.*/a"):
         write(tmp_path / "a")
     assert (tmp_path / "a").read_bytes() == b"old"
@@ -148,7 +148,7 @@ def test_a_pipe_is_written_to_and_stays(tmp_path):
 def test_any_name_that_a_file_can_have_can_be_written(name, tmp_path):
     with atomic_write(tmp_path / name) as file:
         file.write(b"new")
-        assert len(list(atomic_file.partial_files(tmp_path / name))) == 1
+        assert len(list(files.partial_files(tmp_path / name))) == 1
     assert (tmp_path / name).read_bytes() == b"new"
 
 
