@@ -18,9 +18,10 @@ from timing import poisoned, relative_error
 from torch import Tensor
 
 from stable_sam_cuda import DeformableSampler
+from stable_sam_cuda.data.prompts import PromptBatch
 from stable_sam_cuda.sam import plugin_of
 from stable_sam_cuda.sam.shared_decoder import SINGLE_MASK
-from stable_sam_cuda.training.decoding import PromptBatch, decode_prompts
+from stable_sam_cuda.training.decoding import decode_prompts
 from stable_sam_cuda.training.losses import whole_mask_loss
 
 # Of the norm of the truth. Convolutions may take TF32 in float32.

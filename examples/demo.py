@@ -13,10 +13,10 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from stable_sam_cuda.data.picture import read_picture
+from stable_sam_cuda.data.prompts import noisy_boxes
 from stable_sam_cuda.evaluation.metrics import stability
-from stable_sam_cuda.picture import read_picture
 from stable_sam_cuda.sam import StableSamPredictor, load_sam, stabilize, unstabilize
-from stable_sam_cuda.training.prompts import noisy_boxes
 from stable_sam_cuda.visualize import Panel, compare
 
 FOLDER = Path(__file__).parent

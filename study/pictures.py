@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from PIL import Image
 
+from stable_sam_cuda.data.dataset import choose_samples, object_masks
+from stable_sam_cuda.data.rts import draw_prompts
+from stable_sam_cuda.data.seeds import seed_of
 from stable_sam_cuda.evaluation.metrics import mask_iou
 from stable_sam_cuda.evaluation.protocol import KIND_NAMES
 from stable_sam_cuda.sam import StableSamPredictor, load_sam
-from stable_sam_cuda.training.dataset import choose_samples, object_masks
 from stable_sam_cuda.training.method_file import load_method
-from stable_sam_cuda.training.rts import draw_prompts
-from stable_sam_cuda.training.seeds import seed_of
 from stable_sam_cuda.visualize.panel import Panel, compare
 
 Key = tuple[str, int]  # a picture's name and an object's index

@@ -22,9 +22,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from stable_sam_cuda.data.dataset import find_masked_images
+from stable_sam_cuda.data.embeddings import EmbeddingCache
 from stable_sam_cuda.sam.lite import new_sam_lite
-from stable_sam_cuda.training.dataset import find_masked_images
-from stable_sam_cuda.training.embeddings import EmbeddingCache
 
 FORK = multiprocessing.get_context("fork")
 

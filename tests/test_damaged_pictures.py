@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stable_sam_cuda.picture import read_picture
-from stable_sam_cuda.training.mask_files import read_ids
+from stable_sam_cuda.data.masks import read_ids
+from stable_sam_cuda.data.picture import read_picture
 
 LIMIT = 2 << 30  # bytes of memory that no file may need
 

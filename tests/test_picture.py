@@ -13,8 +13,8 @@ import pytest
 import tifffile
 from PIL import Image
 
+from stable_sam_cuda.data.picture import MAX_PIXELS, orientation, read_picture, stored_size, turn
 from stable_sam_cuda.notes import DataWarning
-from stable_sam_cuda.picture import MAX_PIXELS, orientation, read_picture, stored_size, turn
 
 
 def gradient(width: int = 40, height: int = 30) -> np.ndarray:

@@ -56,13 +56,13 @@ def evaluate(
     check_data(data, split)
     check_model(model, checkpoint)
     check_plugin(model, plugin)
+    from stable_sam_cuda.data.dataset import choose_samples
+    from stable_sam_cuda.data.digests import content_digest
+    from stable_sam_cuda.data.sharding import gathered, own_share, process_group, rank
     from stable_sam_cuda.evaluation.protocol import check_protocol
     from stable_sam_cuda.evaluation.protocol import evaluate as run_protocol
     from stable_sam_cuda.evaluation.report import paper_table, precision_table, results_csv, results_document
-    from stable_sam_cuda.evaluation.sharding import gathered, own_share, process_group, rank
     from stable_sam_cuda.sam import StableSamPredictor, load_sam
-    from stable_sam_cuda.training.dataset import choose_samples
-    from stable_sam_cuda.training.digests import content_digest
     from stable_sam_cuda.training.method_file import load_method
 
     kinds = [kind.strip() for kind in prompts.split(",")]

@@ -6,8 +6,8 @@ from pathlib import Path
 from PIL import Image
 
 from stable_sam_cuda.cli.ownership import file_digest
+from stable_sam_cuda.data.picture import read_picture
 from stable_sam_cuda.notes import printable
-from stable_sam_cuda.picture import read_picture
 
 
 def check_photos(photos: Sequence[Path]) -> None:

@@ -36,7 +36,7 @@ def usable_samples(samples: Sequence, quiet: bool = False) -> list:
     Raises:
         ValueError: none is left.
     """
-    from stable_sam_cuda.training.dataset import check_samples
+    from stable_sam_cuda.data.dataset import check_samples
 
     with progress_shown(quiet, transient=True) as progress:
         progress.begin("checking", len(samples))

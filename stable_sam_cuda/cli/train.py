@@ -70,10 +70,10 @@ def train(
     check_model(model, checkpoint)
     import torch
 
+    from stable_sam_cuda.data.dataset import choose_samples
+    from stable_sam_cuda.data.sharding import process_group, rank
     from stable_sam_cuda.devices import own_device, pick_device
-    from stable_sam_cuda.evaluation.sharding import process_group, rank
     from stable_sam_cuda.sam import load_sam
-    from stable_sam_cuda.training.dataset import choose_samples
     from stable_sam_cuda.training.interruption import Interrupted, Terminated
     from stable_sam_cuda.training.method_file import method_file_name
     from stable_sam_cuda.training.run import TrainingRun, check_run, train_method

@@ -7,13 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stable_sam_cuda.data.dataset import object_masks
+from stable_sam_cuda.data.rts import draw_prompts
+from stable_sam_cuda.data.samples import Sample
+from stable_sam_cuda.data.seeds import seed_of
 from stable_sam_cuda.evaluation.metrics import boundary_iou, mask_iou, stability
 from stable_sam_cuda.evaluation.routing import recorded_routing
 from stable_sam_cuda.sam.predictor import StableSamPredictor
-from stable_sam_cuda.training.dataset import object_masks
-from stable_sam_cuda.training.rts import draw_prompts
-from stable_sam_cuda.training.samples import Sample
-from stable_sam_cuda.training.seeds import seed_of
 
 KIND_NAMES = {
     "gt_box": "gt_box",

@@ -13,8 +13,8 @@ from segment_anything import SamPredictor
 from segment_anything.modeling import Sam
 from torch import Tensor, nn
 
+from stable_sam_cuda.data.picture import read_picture, to_rgb
 from stable_sam_cuda.notes import note
-from stable_sam_cuda.picture import read_picture, to_rgb
 from stable_sam_cuda.sam.prompt import Prompt, check_prompt, check_prompt_tensors
 from stable_sam_cuda.sam.prompt_encoding import encode_prompts
 from stable_sam_cuda.sam.shared_decoder import SINGLE_MASK, THREE_MASKS, decode
@@ -47,7 +47,7 @@ class StableSamPredictor(SamPredictor):
 
         Args:
             image: (H, W, 3), uint8; or a Pillow image of any mode, as its pixels lie; or a picture file, read by the
-                rule of `stable_sam_cuda.picture`: prompts are then in pixels of the picture turned by its EXIF.
+                rule of `stable_sam_cuda.data.picture`: prompts are then in pixels of the picture turned by its EXIF.
             image_format: order of an array's channels, ``"RGB"`` or ``"BGR"``.
 
         Raises:

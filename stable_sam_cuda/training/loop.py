@@ -16,17 +16,18 @@ import torch
 from segment_anything.modeling import Sam
 from torch import Tensor, distributed, nn
 
+from stable_sam_cuda.data.embeddings import fingerprint
+from stable_sam_cuda.data.rts import draw_kind, draw_prompts, joined_prompts
+from stable_sam_cuda.data.seeds import seed_of
 from stable_sam_cuda.modules import DeformableSampler
 from stable_sam_cuda.notes import printable
 from stable_sam_cuda.sam.shared_decoder import SINGLE_MASK
 from stable_sam_cuda.training.decoding import decode_prompts
-from stable_sam_cuda.training.embeddings import fingerprint
 from stable_sam_cuda.training.interruption import Interruption
 from stable_sam_cuda.training.losses import mask_overlap, point_sampled_loss, whole_mask_loss
 from stable_sam_cuda.training.options import AMP_DTYPES, TrainingOptions
 from stable_sam_cuda.training.prefetch import prefetched
 from stable_sam_cuda.training.router_probe import RouterProbe
-from stable_sam_cuda.training.rts import draw_kind, draw_prompts, joined_prompts
 from stable_sam_cuda.training.run_state import (
     CHECKPOINT,
     check_contents,
@@ -37,7 +38,6 @@ from stable_sam_cuda.training.run_state import (
     write_state,
 )
 from stable_sam_cuda.training.schedule import cosine
-from stable_sam_cuda.training.seeds import seed_of
 from stable_sam_cuda.training.sources import Example, PictureSource
 from stable_sam_cuda.training.step_rows import alpha_by_kind, sum_of
 

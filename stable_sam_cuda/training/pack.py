@@ -20,10 +20,10 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from stable_sam_cuda.data.dataset import find_masked_images, read_splits
+from stable_sam_cuda.data.samples import Sample
 from stable_sam_cuda.files import save_bytes
-from stable_sam_cuda.training.dataset import find_masked_images, read_splits
 from stable_sam_cuda.training.pack_parts import read_parts, write_parts
-from stable_sam_cuda.training.samples import Sample
 
 SPLITS = "splits.json"
 QUALITY = 80  # of JPEG: 0.03 MB a picture of 512 px

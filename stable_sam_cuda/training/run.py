@@ -12,23 +12,23 @@ import torch
 from segment_anything.modeling import Sam
 from torch import distributed, nn
 
+from stable_sam_cuda.data.augmented_images import augmented_images
+from stable_sam_cuda.data.digests import Digests
+from stable_sam_cuda.data.embeddings import EmbeddingCache
+from stable_sam_cuda.data.occluded_images import OccludedImage, occluded_images
+from stable_sam_cuda.data.rts import GOOD_BOX_ONLY, ROBUST, PromptMix
+from stable_sam_cuda.data.samples import Sample
 from stable_sam_cuda.files import require_folder
 from stable_sam_cuda.modules import DeformableSampler
 from stable_sam_cuda.modules.validation import require_integer
 from stable_sam_cuda.notes import printable
 from stable_sam_cuda.progress import NoProgress, RunProgress
-from stable_sam_cuda.training.augmented_images import augmented_images
-from stable_sam_cuda.training.digests import Digests
-from stable_sam_cuda.training.embeddings import EmbeddingCache
 from stable_sam_cuda.training.loop import PluginTrainer, StepRecord
 from stable_sam_cuda.training.method_file import method_file_name, save_method
 from stable_sam_cuda.training.methods import ENCODER_METHODS, check_method, install_method
-from stable_sam_cuda.training.occluded_images import OccludedImage, occluded_images
 from stable_sam_cuda.training.options import TrainingOptions
-from stable_sam_cuda.training.rts import GOOD_BOX_ONLY, ROBUST, PromptMix
 from stable_sam_cuda.training.run_log import LOG, RunLog
 from stable_sam_cuda.training.run_state import CHECKPOINT
-from stable_sam_cuda.training.samples import Sample
 from stable_sam_cuda.training.sources import CachedPictures, EncodedPictures, PictureSource
 
 if TYPE_CHECKING:

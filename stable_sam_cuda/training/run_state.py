@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from stable_sam_cuda.data.digests import Digests
+from stable_sam_cuda.data.samples import Sample
 from stable_sam_cuda.files import partial_files, save_bytes
 from stable_sam_cuda.notes import note, printable
-from stable_sam_cuda.training.digests import Digests
-from stable_sam_cuda.training.samples import Sample
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

@@ -8,10 +8,10 @@ import torch
 from segment_anything.modeling import Sam
 from torch import Tensor
 
-from stable_sam_cuda.training.dataset import fit_square, object_masks
-from stable_sam_cuda.training.digests import Digests
-from stable_sam_cuda.training.embeddings import EmbeddingCache
-from stable_sam_cuda.training.samples import Sample
+from stable_sam_cuda.data.dataset import fit_square, object_masks
+from stable_sam_cuda.data.digests import Digests
+from stable_sam_cuda.data.embeddings import EmbeddingCache
+from stable_sam_cuda.data.samples import Sample
 
 
 @dataclass

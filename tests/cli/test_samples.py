@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from stable_sam_cuda.cli.samples import check_data, usable_samples
-from stable_sam_cuda.training.dataset import find_masked_images
+from stable_sam_cuda.data.dataset import find_masked_images
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 from stable_sam_cuda import StableSamAutomaticMaskGenerator, StableSamPredictor
+from stable_sam_cuda.data.rts import PromptMix
 from stable_sam_cuda.evaluation.protocol import evaluate
 from stable_sam_cuda.sam import load_sam, stabilize
 from stable_sam_cuda.sam.plugin_io import read_plugin, shipped_plugins
@@ -26,7 +27,6 @@ from stable_sam_cuda.sam.shared_decoder import ALL_MASKS, decode
 from stable_sam_cuda.training.loop import PluginTrainer
 from stable_sam_cuda.training.methods import install_method
 from stable_sam_cuda.training.options import TrainingOptions
-from stable_sam_cuda.training.rts import PromptMix
 from stable_sam_cuda.training.sources import EncodedPictures
 
 CUDA = pytest.param("cuda", marks=pytest.mark.gpu)

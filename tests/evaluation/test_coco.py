@@ -15,12 +15,12 @@ from pycocotools import mask as pycoco_mask
 from pycocotools.coco import COCO as PyCoco  # noqa: N811 (the name of the other library's)
 from pycocotools.cocoeval import COCOeval
 
-from stable_sam_cuda import picture
+from stable_sam_cuda.data import picture
+from stable_sam_cuda.data.coco_images import find_coco_images
+from stable_sam_cuda.data.prompts import box_iou
+from stable_sam_cuda.data.samples import MaskedImage
 from stable_sam_cuda.evaluation.coco import average_precision, check_precision, precision_by_kind, segment_boxes
 from stable_sam_cuda.notes import DataWarning
-from stable_sam_cuda.training.coco_images import find_coco_images
-from stable_sam_cuda.training.prompts import box_iou
-from stable_sam_cuda.training.samples import MaskedImage
 
 HEIGHT, WIDTH = 200, 260
 SQUARES = {  # (image, category): x, y, width, height

@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import save_file
 
 from stable_sam_cuda import DeformableSampler, StableSamPredictor, stabilize
+from stable_sam_cuda.data.samples import set_of
 from stable_sam_cuda.evaluation.protocol import ObjectResult, evaluate, summarize
 from stable_sam_cuda.sam.lite import new_sam_lite
-from stable_sam_cuda.training.samples import set_of
 
 KINDS = ["gt_box", "noisy_box", "1_point"]
 

@@ -9,9 +9,10 @@ from segment_anything.modeling import MaskDecoder
 from tolerances import DECODER_GRADIENTS, assert_matches
 
 from stable_sam_cuda import DeformableSampler
+from stable_sam_cuda.data.prompts import PromptBatch
 from stable_sam_cuda.sam import plugin_of, stabilize
 from stable_sam_cuda.sam.shared_decoder import ALL_MASKS, SINGLE_MASK, THREE_MASKS, decode
-from stable_sam_cuda.training.decoding import PromptBatch, decode_prompts
+from stable_sam_cuda.training.decoding import decode_prompts
 from stable_sam_cuda.training.methods import install_method
 
 KINDS = ("one-point", "five-points", "twelve-points", "box", "box-and-points", "mask", "everything")

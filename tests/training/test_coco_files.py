@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from stable_sam_cuda.data.coco_images import CocoImage, find_coco_images
+from stable_sam_cuda.data.dataset import check_samples, find_masked_images
 from stable_sam_cuda.notes import DataWarning
-from stable_sam_cuda.training.coco_images import CocoImage, find_coco_images
-from stable_sam_cuda.training.dataset import check_samples, find_masked_images
 
 HEIGHT, WIDTH = 20, 30
 SQUARE = [[2, 3, 12, 3, 12, 9, 2, 9]]

@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 from pycocotools import mask as pycoco_mask
 
-from stable_sam_cuda import picture
+from stable_sam_cuda.data import picture
+from stable_sam_cuda.data.coco_images import decode_segmentation
+from stable_sam_cuda.data.dataset import check_samples, find_masked_images
+from stable_sam_cuda.data.layouts import find_samples
 from stable_sam_cuda.notes import DataWarning
-from stable_sam_cuda.training.coco_images import decode_segmentation
-from stable_sam_cuda.training.dataset import check_samples, find_masked_images
-from stable_sam_cuda.training.layouts import find_samples
 
 HEIGHT, WIDTH = 20, 30
 SQUARE = [[2, 3, 12, 3, 12, 9, 2, 9]]  # columns 2 to 11, rows 3 to 8

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from stable_sam_cuda.notes import DataWarning
-from stable_sam_cuda.training.dataset import check_samples, find_masked_images
+from stable_sam_cuda.data.dataset import check_samples, find_masked_images
 
 first, last, root = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
 virtual = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()

@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 import pytest
 
-from stable_sam_cuda.training.augment import augmented
-from stable_sam_cuda.training.dataset import (
+from stable_sam_cuda.data.augment import augmented
+from stable_sam_cuda.data.dataset import (
     check_samples,
     choose_samples,
     crop_square,

@@ -6,10 +6,10 @@ from dataclasses import replace
 import cv2
 import pytest
 
-from stable_sam_cuda.training.augmented_images import augmented_images
-from stable_sam_cuda.training.dataset import find_masked_images
-from stable_sam_cuda.training.digests import Digests, MadeSample, content_digest
-from stable_sam_cuda.training.occluded_images import OccludedImage, occluded_images
+from stable_sam_cuda.data.augmented_images import augmented_images
+from stable_sam_cuda.data.dataset import find_masked_images
+from stable_sam_cuda.data.digests import Digests, MadeSample, content_digest
+from stable_sam_cuda.data.occluded_images import OccludedImage, occluded_images
 
 
 @pytest.fixture

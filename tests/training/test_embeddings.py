@@ -14,11 +14,11 @@ import pytest
 import shared_cache
 import torch
 
+from stable_sam_cuda.data.augmented_images import augmented_images
+from stable_sam_cuda.data.dataset import find_masked_images, fit_square
+from stable_sam_cuda.data.embeddings import EmbeddingCache
 from stable_sam_cuda.notes import DataWarning
 from stable_sam_cuda.sam.lite import new_sam_lite
-from stable_sam_cuda.training.augmented_images import augmented_images
-from stable_sam_cuda.training.dataset import find_masked_images, fit_square
-from stable_sam_cuda.training.embeddings import EmbeddingCache
 
 
 @torch.inference_mode()
@@ -262,8 +262,8 @@ def read_only(monkeypatch):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
     def begin():
-        monkeypatch.setattr("stable_sam_cuda.training.embeddings.TemporaryFile", refuse)
-        monkeypatch.setattr("stable_sam_cuda.training.embeddings.atomic_write", refuse)
+        monkeypatch.setattr("stable_sam_cuda.data.embeddings.TemporaryFile", refuse)
+        monkeypatch.setattr("stable_sam_cuda.data.embeddings.atomic_write", refuse)
 
     return begin
 
@@ -295,7 +295,7 @@ def test_a_file_in_the_folders_place_is_an_error_that_names_it(small_sam, sample
 def test_a_disk_that_is_too_small_is_said_before_anything_is_computed(small_sam, samples, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)._replace(free=4 * 32768)
     with monkeypatch.context() as patched:
-        patched.setattr("stable_sam_cuda.training.embeddings.shutil.disk_usage", lambda path: usage)
+        patched.setattr("stable_sam_cuda.data.embeddings.shutil.disk_usage", lambda path: usage)
         with pytest.raises(OSError, match=r"No space left.*the embeddings of 4 pictures take 0.00 GiB.*cache"):
             EmbeddingCache(tmp_path / "cache", small_sam, samples)
         EmbeddingCache(tmp_path / "cache", small_sam, samples[:3]).fill()

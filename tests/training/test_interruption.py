@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import distributed
 
+from stable_sam_cuda.data.dataset import find_masked_images
 from stable_sam_cuda.progress import NoProgress
 from stable_sam_cuda.sam import plugin_of
 from stable_sam_cuda.sam.lite import new_sam_lite
-from stable_sam_cuda.training.dataset import find_masked_images
 from stable_sam_cuda.training.interruption import Interrupted, Interruption, Terminated
 from stable_sam_cuda.training.run import TrainingRun, train_method
 from stable_sam_cuda.training.sam_lite.loop import LiteTrainer
@@ -142,7 +142,7 @@ from pathlib import Path
 import torch
 from torch import distributed
 from stable_sam_cuda.sam.lite import new_sam_lite
-from stable_sam_cuda.training.dataset import find_masked_images
+from stable_sam_cuda.data.dataset import find_masked_images
 from stable_sam_cuda.progress import NoProgress
 from stable_sam_cuda.training.run import TrainingRun, train_method
 

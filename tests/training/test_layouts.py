@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from stable_sam_cuda.data.dataset import check_samples, find_masked_images
+from stable_sam_cuda.data.layouts import find_samples
 from stable_sam_cuda.notes import DataWarning
-from stable_sam_cuda.training.dataset import check_samples, find_masked_images
-from stable_sam_cuda.training.layouts import find_samples
 
 SQUARE = np.zeros((16, 24), np.uint8)
 SQUARE[4:10, 5:15] = 255

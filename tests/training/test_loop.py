@@ -4,11 +4,11 @@ import pytest
 import torch
 from kill_and_resume import compare
 
+from stable_sam_cuda.data.dataset import find_masked_images
+from stable_sam_cuda.data.embeddings import EmbeddingCache
 from stable_sam_cuda.modules import DeformableSampler
 from stable_sam_cuda.sam.lite import new_sam_lite
 from stable_sam_cuda.sam.stabilize import stabilize, unstabilize
-from stable_sam_cuda.training.dataset import find_masked_images
-from stable_sam_cuda.training.embeddings import EmbeddingCache
 from stable_sam_cuda.training.loop import PluginTrainer
 from stable_sam_cuda.training.methods import ENCODER_METHODS, METHODS, install_method
 from stable_sam_cuda.training.options import TrainingOptions

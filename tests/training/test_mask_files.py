@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from mask_drawings import ONE, TWO, bordered, disc, grid, soft, told_by, with_alpha, written, written_set
 from PIL import Image
 
-from stable_sam_cuda.training.mask_evidence import evidence_of, verdict_of_set
-from stable_sam_cuda.training.mask_files import MaskSet, read_ids
-from stable_sam_cuda.training.samples import MaskedImage
+from stable_sam_cuda.data.mask_evidence import evidence_of, verdict_of_set
+from stable_sam_cuda.data.masks import MaskSet, read_ids
+from stable_sam_cuda.data.samples import MaskedImage
 
 FEW = settings(
     max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]

@@ -6,7 +6,7 @@ import pytest
 from mask_drawings import BLACK, ONE, TWO, WHITE, bordered, disc, grid, palette, soft, told_by, with_alpha, written
 from PIL import Image
 
-from stable_sam_cuda.training.mask_files import MaskSet, read_ids
+from stable_sam_cuda.data.masks import MaskSet, read_ids
 
 
 @pytest.mark.parametrize("white", [255, 250, 200, 90])

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from stable_sam_cuda.training.dataset import find_masked_images, fit_square
+from stable_sam_cuda.data.dataset import find_masked_images, fit_square
 from stable_sam_cuda.training.pack import pack, unpack
 from stable_sam_cuda.training.pack_parts import read_parts, write_parts
 

@@ -12,8 +12,8 @@ import sys, torch
 from pathlib import Path
 from torch import distributed
 from stable_sam_cuda.sam.lite import new_sam_lite
-from stable_sam_cuda.training.dataset import find_masked_images
-from stable_sam_cuda.training.embeddings import EmbeddingCache
+from stable_sam_cuda.data.dataset import find_masked_images
+from stable_sam_cuda.data.embeddings import EmbeddingCache
 from stable_sam_cuda.training.loop import PluginTrainer
 from stable_sam_cuda.training.methods import install_method
 from stable_sam_cuda.training.options import TrainingOptions

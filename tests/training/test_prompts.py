@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from stable_sam_cuda.training.prompts import (
+from stable_sam_cuda.data.prompts import (
     box_iou,
     boxes_from_masks,
     boxes_in_iou_band,
@@ -12,7 +12,7 @@ from stable_sam_cuda.training.prompts import (
     noisy_boxes,
     points_in_masks,
 )
-from stable_sam_cuda.training.rts import GOOD_BOX_ONLY, PROMPT_KINDS, ROBUST, PromptMix, draw_kind, draw_prompts
+from stable_sam_cuda.data.rts import GOOD_BOX_ONLY, PROMPT_KINDS, ROBUST, PromptMix, draw_kind, draw_prompts
 
 SIZE = (60, 80)
 

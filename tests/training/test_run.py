@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 
+from stable_sam_cuda.data.augmented_images import augmented_images
+from stable_sam_cuda.data.dataset import find_masked_images
 from stable_sam_cuda.notes import DataWarning
 from stable_sam_cuda.sam import plugin_of
 from stable_sam_cuda.sam.lite import new_sam_lite
-from stable_sam_cuda.training.augmented_images import augmented_images
-from stable_sam_cuda.training.dataset import find_masked_images
 from stable_sam_cuda.training.loop import PluginTrainer
 from stable_sam_cuda.training.method_file import load_method
 from stable_sam_cuda.training.run import TrainingRun, train_method

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stable_sam_cuda.training.samples import MaskedImage, read_ids
+from stable_sam_cuda.data.samples import MaskedImage, read_ids
 
 IDS = np.zeros((20, 30), np.uint8)
 IDS[2:8, 3:12], IDS[10:18, 5:25] = 1, 7

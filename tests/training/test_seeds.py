@@ -4,8 +4,8 @@ import itertools
 
 import torch
 
-from stable_sam_cuda.training.rts import ROBUST, draw_kind
-from stable_sam_cuda.training.seeds import seed_of
+from stable_sam_cuda.data.rts import ROBUST, draw_kind
+from stable_sam_cuda.data.seeds import seed_of
 
 
 def test_every_part_changes_what_a_generator_draws() -> None:

@@ -10,7 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as pycoco_mask
 
-from stable_sam_cuda.training.segmentations import SegmentationError, borders_around, borders_of, decode_segmentation
+from stable_sam_cuda.data.segmentations import SegmentationError, borders_around, borders_of, decode_segmentation
 
 # pycocotools on a numpy that is newer.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

@@ -5,12 +5,12 @@ import math
 import pytest
 import torch
 
-from stable_sam_cuda.training.dataset import find_masked_images
-from stable_sam_cuda.training.embeddings import EmbeddingCache
+from stable_sam_cuda.data.dataset import find_masked_images
+from stable_sam_cuda.data.embeddings import EmbeddingCache
+from stable_sam_cuda.data.rts import PromptMix
 from stable_sam_cuda.training.loop import PluginTrainer
 from stable_sam_cuda.training.methods import install_method
 from stable_sam_cuda.training.options import TrainingOptions
-from stable_sam_cuda.training.rts import PromptMix
 from stable_sam_cuda.training.schedule import cosine
 from stable_sam_cuda.training.sources import CachedPictures, EncodedPictures
 

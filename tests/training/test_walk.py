@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from stable_sam_cuda.data.dataset import check_samples, find_masked_images
+from stable_sam_cuda.data.walk import walk
 from stable_sam_cuda.notes import DataWarning
-from stable_sam_cuda.training.dataset import check_samples, find_masked_images
-from stable_sam_cuda.training.walk import walk
 
 SQUARE = np.zeros((16, 24), np.uint8)
 SQUARE[4:10, 5:15] = 1

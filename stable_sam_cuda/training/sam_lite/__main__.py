@@ -17,8 +17,8 @@ from pathlib import Path
 
 import torch
 
+from stable_sam_cuda.data.sharding import process_group
 from stable_sam_cuda.devices import own_device, pick_device
-from stable_sam_cuda.evaluation.sharding import process_group
 from stable_sam_cuda.training.interruption import Interrupted, Terminated
 from stable_sam_cuda.training.sam_lite.loop import train
 from stable_sam_cuda.training.sam_lite.options import Recipe, Settings

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from stable_sam_cuda.training.dataset import object_masks
+from stable_sam_cuda.data.dataset import object_masks
 
 MAX_OBJECTS = 2
 AREAS = (0.005, 0.25)  # of the frame: what is smaller teaches little, what is larger hides the picture

@@ -11,13 +11,15 @@ import torch
 from segment_anything.modeling import Sam
 from torch import distributed
 
-from stable_sam_cuda.evaluation.sharding import rank
+from stable_sam_cuda.data.dataset import find_masked_images
+from stable_sam_cuda.data.digests import Digests
+from stable_sam_cuda.data.samples import Sample, digest_of_file
+from stable_sam_cuda.data.seeds import seed_of
+from stable_sam_cuda.data.sharding import rank
 from stable_sam_cuda.files import require_folder, save_bytes
 from stable_sam_cuda.notes import printable
 from stable_sam_cuda.sam.lite import new_sam_lite
 from stable_sam_cuda.training.checkpoint import save_weights
-from stable_sam_cuda.training.dataset import find_masked_images
-from stable_sam_cuda.training.digests import Digests
 from stable_sam_cuda.training.interruption import Interruption
 from stable_sam_cuda.training.run_log import LOG, drop_newer, json_line
 from stable_sam_cuda.training.run_state import (
@@ -34,9 +36,7 @@ from stable_sam_cuda.training.sam_lite.local_sgd import STEPS_APART, at_meeting,
 from stable_sam_cuda.training.sam_lite.loss import training_step, validate
 from stable_sam_cuda.training.sam_lite.options import Settings
 from stable_sam_cuda.training.sam_lite.start import starting_model
-from stable_sam_cuda.training.samples import Sample, digest_of_file
 from stable_sam_cuda.training.schedule import cosine
-from stable_sam_cuda.training.seeds import seed_of
 
 if TYPE_CHECKING:
     from stable_sam_cuda.training.scalars import Scalars

@@ -7,13 +7,13 @@ import torch
 from segment_anything.modeling import Sam
 from torch import Tensor
 
+from stable_sam_cuda.data.prompts import PromptBatch, boxes_from_masks, points_in_masks
+from stable_sam_cuda.data.samples import Sample
 from stable_sam_cuda.sam.shared_decoder import SINGLE_MASK
-from stable_sam_cuda.training.decoding import PromptBatch, decode_prompts
+from stable_sam_cuda.training.decoding import decode_prompts
 from stable_sam_cuda.training.losses import mask_loss, mask_overlap
-from stable_sam_cuda.training.prompts import boxes_from_masks, points_in_masks
 from stable_sam_cuda.training.sam_lite.batches import Batch, draw_batch
 from stable_sam_cuda.training.sam_lite.prompts import add_corrective_click, draw_good_prompts
-from stable_sam_cuda.training.samples import Sample
 
 REFINEMENT = 0.2  # how often a step is followed by one with the first answer's logits and a corrective click
 VALIDATED_OBJECTS = 8

@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor
 
-from stable_sam_cuda.training.decoding import PromptBatch
-from stable_sam_cuda.training.prompts import boxes_from_masks, jittered_boxes, points_in_masks
+from stable_sam_cuda.data.prompts import PromptBatch, boxes_from_masks, jittered_boxes, points_in_masks
 from stable_sam_cuda.training.sam_lite.batches import Batch
 
 POINT_COUNTS = (1, 1, 1, 2, 3, 5, 10)

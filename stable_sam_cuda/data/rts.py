@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stable_sam_cuda.training.decoding import PromptBatch
-from stable_sam_cuda.training.prompts import (
+from stable_sam_cuda.data.prompts import (
+    PromptBatch,
     boxes_from_masks,
     boxes_in_iou_band,
     coarse_masks,

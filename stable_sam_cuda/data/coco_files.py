@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from stable_sam_cuda.data.picture import MAX_PIXELS
 from stable_sam_cuda.files import read_json
 from stable_sam_cuda.notes import note, printable
-from stable_sam_cuda.picture import MAX_PIXELS
 
 Annotation = dict[str, Any]
 

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageFile
 
-from stable_sam_cuda.tiff_header import TiffFacts, forget_orientation
+from stable_sam_cuda.data.tiff_header import TiffFacts, forget_orientation
 
 # OpenCV reads from memory: more than `MAX_PIXELS` of 16 bits need.
 MAX_DEEP_BYTES = 1 << 30

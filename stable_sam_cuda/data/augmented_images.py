@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stable_sam_cuda.training.augment import augmented
-from stable_sam_cuda.training.samples import Sample
+from stable_sam_cuda.data.augment import augmented
+from stable_sam_cuda.data.samples import Sample
 
 SCALES = (0.1, 2.0)  # HQ-SAM's large-scale jitter
 AUGMENTATION = 1  # to be raised when a variant becomes another picture, so that cached embeddings are not mistaken

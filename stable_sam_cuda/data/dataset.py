@@ -12,11 +12,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from stable_sam_cuda.data.coco_images import CocoImage
+from stable_sam_cuda.data.layouts import find_samples
+from stable_sam_cuda.data.samples import MaskedImage, Sample
 from stable_sam_cuda.files import read_json
 from stable_sam_cuda.notes import printable
-from stable_sam_cuda.training.coco_images import CocoImage
-from stable_sam_cuda.training.layouts import find_samples
-from stable_sam_cuda.training.samples import MaskedImage, Sample
 
 # What a damaged file can make a reader raise. Anything else is a defect of the reader, and ends the run.
 DATA_FAULTS = (ValueError, OSError, EOFError, MemoryError, RecursionError, ArithmeticError, struct.error, zlib.error)

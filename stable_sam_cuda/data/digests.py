@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, runtime_checkable
 
+from stable_sam_cuda.data.samples import Sample
 from stable_sam_cuda.notes import printable
-from stable_sam_cuda.training.samples import Sample
 
 
 @runtime_checkable

@@ -19,11 +19,11 @@ import torch
 from segment_anything.modeling import Sam
 from torch import Tensor, distributed, nn
 
+from stable_sam_cuda.data.dataset import fit_square
+from stable_sam_cuda.data.digests import Digests
+from stable_sam_cuda.data.samples import Sample
 from stable_sam_cuda.files import atomic_write
 from stable_sam_cuda.notes import note, printable
-from stable_sam_cuda.training.dataset import fit_square
-from stable_sam_cuda.training.digests import Digests
-from stable_sam_cuda.training.samples import Sample
 
 STORED = np.dtype(np.float16)
 FRAMING = 1  # to be raised when `fit_square` makes another picture, so that cached embeddings are not mistaken

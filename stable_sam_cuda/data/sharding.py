@@ -6,8 +6,8 @@ from contextlib import contextmanager
 
 from torch import distributed
 
+from stable_sam_cuda.data.samples import Sample
 from stable_sam_cuda.evaluation.protocol import ObjectResult
-from stable_sam_cuda.training.samples import Sample
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 Pillow identifies and unpacks every file first, so that damage is refused by one reader. OpenCV reads again what Pillow
 would cut to 8 bits: colours of 16 bits, and TIFFs of floats that Pillow does not know. How the pixels of a photograph
-become RGB stands in `stable_sam_cuda.picture`, what those of a mask mean in `stable_sam_cuda.training.mask_files`.
+become RGB stands in `stable_sam_cuda.data.picture`, what those of a mask mean in `stable_sam_cuda.data.masks`.
 """
 
 import functools
@@ -14,9 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from stable_sam_cuda.notes import printable
-from stable_sam_cuda.picture_depth import as_meant, is_deep, read_by_opencv, white_of
-from stable_sam_cuda.tiff_header import (
+from stable_sam_cuda.data.picture_depth import as_meant, is_deep, read_by_opencv, white_of
+from stable_sam_cuda.data.tiff_header import (
     DAMAGE,
     ORIENTATION,
     TiffFacts,
@@ -24,6 +23,7 @@ from stable_sam_cuda.tiff_header import (
     tiff_facts,
     unusable,
 )
+from stable_sam_cuda.notes import printable
 
 # Far above any camera; a file that declares more is refused before its pixels are unpacked.
 MAX_PIXELS = 100_000_000

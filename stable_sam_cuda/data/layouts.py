@@ -13,12 +13,12 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
 
+from stable_sam_cuda.data.coco_files import CROWDS, part_of
+from stable_sam_cuda.data.coco_images import CocoImage, NotCocoError, find_coco_images
+from stable_sam_cuda.data.masks import MEANINGS, MaskSet
+from stable_sam_cuda.data.samples import MaskedImage, Sample
+from stable_sam_cuda.data.walk import Folder, walk
 from stable_sam_cuda.notes import note, printable
-from stable_sam_cuda.training.coco_files import CROWDS, part_of
-from stable_sam_cuda.training.coco_images import CocoImage, NotCocoError, find_coco_images
-from stable_sam_cuda.training.mask_files import MEANINGS, MaskSet
-from stable_sam_cuda.training.samples import MaskedImage, Sample
-from stable_sam_cuda.training.walk import Folder, walk
 
 JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
 IMAGE_SUFFIXES = (*JPEG_SUFFIXES, ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".avif", ".jp2", ".j2k", ".ppm")

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from stable_sam_cuda import picture
-from stable_sam_cuda.notes import note, printable
-from stable_sam_cuda.training.coco_files import (
+from stable_sam_cuda.data import picture
+from stable_sam_cuda.data.coco_files import (
     Annotation,
     CocoEntry,
     NotCocoError,
@@ -23,8 +22,8 @@ from stable_sam_cuda.training.coco_files import (
     read_coco,
     read_entries,
 )
-from stable_sam_cuda.training.samples import digest_of_file, set_of
-from stable_sam_cuda.training.segmentations import (
+from stable_sam_cuda.data.samples import digest_of_file, set_of
+from stable_sam_cuda.data.segmentations import (
     SegmentationError,
     area_of,
     borders_around,
@@ -34,6 +33,7 @@ from stable_sam_cuda.training.segmentations import (
     paint,
     size_of_runs,
 )
+from stable_sam_cuda.notes import note, printable
 
 __all__ = ["Annotation", "CocoImage", "NotCocoError", "decode_segmentation", "find_coco_images", "read_coco"]
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from stable_sam_cuda.training.dataset import crop_square, fit_square
+from stable_sam_cuda.data.dataset import crop_square, fit_square
 
 
 def augmented(

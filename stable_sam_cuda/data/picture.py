@@ -23,9 +23,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageChops
 
-from stable_sam_cuda.notes import note, printable
-from stable_sam_cuda.picture_depth import white_of, white_without_outliers
-from stable_sam_cuda.picture_file import (
+from stable_sam_cuda.data.picture_depth import white_of, white_without_outliers
+from stable_sam_cuda.data.picture_file import (
     MAX_ASPECT_RATIO,
     MAX_PIXELS,
     PictureError,
@@ -37,6 +36,7 @@ from stable_sam_cuda.picture_file import (
     stored_size,
     turn,
 )
+from stable_sam_cuda.notes import note, printable
 
 __all__ = [
     "MAX_ASPECT_RATIO",

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stable_sam_cuda.training.occlusion import Cutout, Occlusion, cut_out, occlude
-from stable_sam_cuda.training.samples import Sample
+from stable_sam_cuda.data.occlusion import Cutout, Occlusion, cut_out, occlude
+from stable_sam_cuda.data.samples import Sample
 
 TARGET_AREA = 0.005  # of the picture, at least
 CUTOUT_AREA = 0.01  # of its picture, at least; smaller ones would be enlarged into blurs

@@ -4,6 +4,8 @@ All functions are vectorised over K objects, take masks (K, H, W) bool and boxes
 x0, y0, x1, y1 in pixel indices (both ends inside the object), and draw from the ``generator`` given.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -20,6 +22,27 @@ COARSE_NOISE = 0.2  # standard deviation of the level along the outline
 COARSE_LIMIT = 10.0  # of the logits, about that of SAM's own in the middle of a sure object
 COARSE_STRIDE = 4  # the outline is drawn on a grid coarser than the logits by this factor
 COARSE_WAVES = 6  # cells of the outline's noise, along each side of the frame
+
+
+@dataclass
+class PromptBatch:
+    """K prompts of one kind, in pixels of SAM's input frame.
+
+    image_index (K,): which embedding each prompt belongs to. points (K, P, 2) with labels (K, P), 1 object,
+    0 background; boxes (K, 4); masks (K, 1, 4h, 4w) logits. Any of the last three kinds may be None.
+    """
+
+    image_index: Tensor
+    points: Tensor | None = None
+    labels: Tensor | None = None
+    boxes: Tensor | None = None
+    masks: Tensor | None = None
+
+    def to(self, device: torch.device) -> "PromptBatch":
+        """The same prompts on another device."""
+        optional = (self.points, self.labels, self.boxes, self.masks)
+        moved = (value if value is None else value.to(device) for value in optional)
+        return PromptBatch(self.image_index.to(device), *moved)
 
 
 def boxes_from_masks(masks: Tensor) -> Tensor:

@@ -9,12 +9,12 @@ A mask means one of three things:
   lies above.
 
 ``auto`` finds out which from the files of a set together (up to 256 of them, spread evenly), by
-`stable_sam_cuda.training.mask_evidence`, and tells once where it is in doubt. A file that contradicts its set is told
+`stable_sam_cuda.data.mask_evidence`, and tells once where it is in doubt. A file that contradicts its set is told
 and read as the set is. The same look is taken where ``binary`` is given, since layouts give it, too: it is told where
 the masks seem to hold ids all the same. JPEG and lossy WebP keep no ids, and one bit holds none: such a file is one
 object in any set.
 
-What the values of a file are, stands in `stable_sam_cuda.training.mask_values`.
+What the values of a file are, stands in `stable_sam_cuda.data.mask_values`.
 
 Limits of ``auto``: the heuristic cannot know a trimap (0, 128, 255) from two objects, nor a soft mask enlarged by
 repeating pixels four times and more from ids; a mask darker than 64 is never soft; tiny objects that all touch each
@@ -31,8 +31,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from stable_sam_cuda.notes import note, printable
-from stable_sam_cuda.training.mask_evidence import (
+from stable_sam_cuda.data.mask_evidence import (
     BINARY,
     INSTANCES,
     VOID,
@@ -43,7 +42,8 @@ from stable_sam_cuda.training.mask_evidence import (
     verdict_of,
     verdict_of_set,
 )
-from stable_sam_cuda.training.mask_values import MaskValues, read_values
+from stable_sam_cuda.data.mask_values import MaskValues, read_values
+from stable_sam_cuda.notes import note, printable
 
 RULE = "mask 3"  # changes whenever the same file would be read differently: caches keep it
 MEANINGS = ("auto", BINARY, INSTANCES, VOID)

@@ -11,7 +11,7 @@
   is background, whatever colour hides there. Opacity that is the same everywhere says nothing.
 - The turn of EXIF is applied, and of several pages or frames the first is read, as for photographs.
 
-What the values mean, stands in `stable_sam_cuda.training.mask_files`.
+What the values mean, stands in `stable_sam_cuda.data.masks`.
 """
 
 from pathlib import Path
@@ -20,8 +20,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from stable_sam_cuda.data.picture_file import PictureError, Stored, read_stored
 from stable_sam_cuda.notes import printable
-from stable_sam_cuda.picture_file import PictureError, Stored, read_stored
 
 CUT_OUT = "the mask file is a picture cut out by transparency; its opaque part is read as one object"
 NEGATIVE = "negative values that usually stand for no value, such as -1, are read as background"

@@ -7,10 +7,10 @@ from typing import Protocol
 
 import numpy as np
 
-from stable_sam_cuda import picture
+from stable_sam_cuda.data import picture
+from stable_sam_cuda.data.masks import RULE as MASK_RULE
+from stable_sam_cuda.data.masks import MaskSet, read_ids
 from stable_sam_cuda.notes import note
-from stable_sam_cuda.training import mask_files
-from stable_sam_cuda.training.mask_files import MaskSet, read_ids
 
 __all__ = ["MaskSet", "MaskedImage", "Sample", "digest_of_file", "read_ids", "set_of"]
 
@@ -133,7 +133,7 @@ class MaskedImage:
         Raises:
             OSError: a file cannot be read.
         """
-        return digest_of_file(self.mask, self.picture_digest(), mask_files.RULE, self._set.rule)
+        return digest_of_file(self.mask, self.picture_digest(), MASK_RULE, self._set.rule)
 
     @property
     def _set(self) -> MaskSet:

@@ -1,0 +1,1 @@
+"""Pictures with objects: read, drawn prompts for, hidden, varied, encoded once, and shared out."""
