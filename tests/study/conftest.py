@@ -4,6 +4,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from drawn_pictures import picture_folder
+
+__all__ = ["picture_folder"]
 
 STUDY = Path(__file__).resolve().parents[2] / "study"
 
