@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pack_parts import read_parts, write_parts
 from safetensors.torch import load_file, save
 from torch import Tensor
 
 from stable_sam_cuda.files import save_bytes
-from stable_sam_cuda.training.pack_parts import read_parts, write_parts
 
 PIECE = 2**20
 PREFIX = "module."  # of the model within torch's AveragedModel

@@ -29,6 +29,8 @@ from pathlib import Path
 import torch
 from figures import draw_base_training
 from handover import read_handover, remove_handover, write_base, write_handover
+from pack import pack, unpack
+from pack_parts import check_members, read_tar, write_tar
 from rehearsal import IMAGE_SIZE, draw_data, write_untrained
 from rounds import Turn, run_turns
 from rows import FULL, HEADLINE, SHIPPED, Row, all_rows
@@ -36,8 +38,6 @@ from run import base_name, cache_name, machine, training_options
 
 from stable_sam_cuda import backends
 from stable_sam_cuda.files import save_bytes
-from stable_sam_cuda.training.pack import pack, unpack
-from stable_sam_cuda.training.pack_parts import check_members, read_tar, write_tar
 
 ROOT = Path(__file__).resolve().parents[1]
 BASE_FILE, RESULTS, RECORD = "sam_lite.safetensors", "results.tar", "on_gpu.json"

@@ -3,16 +3,10 @@
 import sys
 from pathlib import Path
 
-import pytest
 from drawn_pictures import picture_folder
 
 __all__ = ["picture_folder"]
 
 STUDY = Path(__file__).resolve().parents[2] / "study"
 
-
-@pytest.fixture(autouse=True, scope="session")
-def study_modules():
-    sys.path.insert(0, str(STUDY))
-    yield
-    sys.path.remove(str(STUDY))
+sys.path.insert(0, str(STUDY))

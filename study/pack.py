@@ -1,7 +1,7 @@
 """A data set on its way to another machine: pictures shrunk to the training size, in a few tar files.
 
-    python -m stable_sam_cuda.training.pack --data DATA --out PACKS --size 512 --part-mib 60
-    python -m stable_sam_cuda.training.pack --unpack PACKS --data DIR
+    python study/pack.py --data DATA --out PACKS --size 512 --part-mib 60
+    python study/pack.py --unpack PACKS --data DIR
 
 Packing reads any layout that training reads, and unpacking leaves SET/images/STEM.jpg, SET/masks/STEM.png and
 splits.json, with the names that the pictures had. Masks keep their objects' ids; an object that is too small to be seen
@@ -19,11 +19,11 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
+from pack_parts import read_parts, write_parts
 
 from stable_sam_cuda.data.dataset import find_masked_images, read_splits
 from stable_sam_cuda.data.samples import Sample
 from stable_sam_cuda.files import save_bytes
-from stable_sam_cuda.training.pack_parts import read_parts, write_parts
 
 SPLITS = "splits.json"
 QUALITY = 80  # of JPEG: 0.03 MB a picture of 512 px

@@ -8,10 +8,10 @@ import tarfile
 import cv2
 import numpy as np
 import pytest
+from pack import pack, unpack
+from pack_parts import read_parts, write_parts
 
 from stable_sam_cuda.data.dataset import find_masked_images, fit_square
-from stable_sam_cuda.training.pack import pack, unpack
-from stable_sam_cuda.training.pack_parts import read_parts, write_parts
 
 SMALL_PART = 24 * 1024  # of which the end of a tar may take 10
 
