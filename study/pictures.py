@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 
 from stable_sam_cuda.data.dataset import choose_samples, object_masks
-from stable_sam_cuda.data.rts import draw_prompts
-from stable_sam_cuda.data.seeds import seed_of
+from stable_sam_cuda.data.digests import seed_of
+from stable_sam_cuda.data.prompts import draw_prompts
 from stable_sam_cuda.evaluation.metrics import mask_iou
 from stable_sam_cuda.evaluation.protocol import KIND_NAMES
 from stable_sam_cuda.sam import StableSamPredictor, load_sam

@@ -1,4 +1,4 @@
-"""What samples hold, known by content: each file is read once, by several threads."""
+"""Digests of what samples hold, each file being read once by several threads; and seeds that follow from names."""
 
 import hashlib
 import os
@@ -91,3 +91,11 @@ class Digests:
         """The digests of each made sample's parts."""
         found = iter(self.of_samples([part for sample in made for part in sample.parts]) if made else [])
         return [[next(found) for _ in sample.parts] for sample in made]
+
+
+def seed_of(*parts: str | int | tuple[float, ...]) -> int:
+    """A seed for `torch.Generator` that any other part, or another order, changes; the same on every machine.
+
+    It is hashed, because PyTorch's generator on the CPU looks at the last 32 bits of a seed alone.
+    """
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1

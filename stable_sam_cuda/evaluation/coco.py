@@ -19,10 +19,9 @@ from torch import Tensor
 from stable_sam_cuda.data import picture
 from stable_sam_cuda.data.coco_files import Annotation, annotation_label
 from stable_sam_cuda.data.coco_images import CocoImage
-from stable_sam_cuda.data.prompts import boxes_in_iou_band
-from stable_sam_cuda.data.rts import BAND_KINDS
+from stable_sam_cuda.data.digests import seed_of
+from stable_sam_cuda.data.prompts import BAND_KINDS, boxes_in_iou_band
 from stable_sam_cuda.data.samples import Sample
-from stable_sam_cuda.data.seeds import seed_of
 from stable_sam_cuda.data.segmentations import FARTHEST, are_fractions, area_of, box_around, filled
 from stable_sam_cuda.evaluation.protocol import PROMPTS_A_PASS
 from stable_sam_cuda.extras import missing_extra

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from stable_sam_cuda.data.dataset import object_masks
-from stable_sam_cuda.data.rts import draw_prompts
+from stable_sam_cuda.data.digests import seed_of
+from stable_sam_cuda.data.prompts import draw_prompts
 from stable_sam_cuda.data.samples import Sample
-from stable_sam_cuda.data.seeds import seed_of
 from stable_sam_cuda.evaluation.metrics import boundary_iou, mask_iou, stability
 from stable_sam_cuda.evaluation.routing import recorded_routing
 from stable_sam_cuda.sam.predictor import StableSamPredictor

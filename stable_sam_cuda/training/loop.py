@@ -16,9 +16,9 @@ import torch
 from segment_anything.modeling import Sam
 from torch import Tensor, distributed, nn
 
+from stable_sam_cuda.data.digests import seed_of
 from stable_sam_cuda.data.embeddings import fingerprint
-from stable_sam_cuda.data.rts import draw_kind, draw_prompts, joined_prompts
-from stable_sam_cuda.data.seeds import seed_of
+from stable_sam_cuda.data.prompts import draw_kind, draw_prompts, joined_prompts
 from stable_sam_cuda.modules import DeformableSampler
 from stable_sam_cuda.notes import printable
 from stable_sam_cuda.sam.shared_decoder import SINGLE_MASK

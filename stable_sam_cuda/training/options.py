@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from stable_sam_cuda.data.rts import ROBUST, PromptMix
+from stable_sam_cuda.data.prompts import ROBUST, PromptMix
 
 LOSSES = ("mask", "points")
 AMP_DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -12,11 +12,11 @@ import torch
 from segment_anything.modeling import Sam
 from torch import distributed, nn
 
-from stable_sam_cuda.data.augmented_images import augmented_images
+from stable_sam_cuda.data.augmentation import augmented_images
 from stable_sam_cuda.data.digests import Digests
 from stable_sam_cuda.data.embeddings import EmbeddingCache
-from stable_sam_cuda.data.occluded_images import OccludedImage, occluded_images
-from stable_sam_cuda.data.rts import GOOD_BOX_ONLY, ROBUST, PromptMix
+from stable_sam_cuda.data.occlusion import OccludedImage, occluded_images
+from stable_sam_cuda.data.prompts import GOOD_BOX_ONLY, ROBUST, PromptMix
 from stable_sam_cuda.data.samples import Sample
 from stable_sam_cuda.files import require_folder
 from stable_sam_cuda.modules import DeformableSampler

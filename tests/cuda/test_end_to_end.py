@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from stable_sam_cuda import StableSamAutomaticMaskGenerator, StableSamPredictor
-from stable_sam_cuda.data.rts import PromptMix
+from stable_sam_cuda.data.prompts import PromptMix
 from stable_sam_cuda.evaluation.protocol import evaluate
 from stable_sam_cuda.sam import load_sam, stabilize
 from stable_sam_cuda.sam.plugin_io import read_plugin, shipped_plugins

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from stable_sam_cuda.data.augment import augmented
+from stable_sam_cuda.data.augmentation import augmented
 from stable_sam_cuda.data.dataset import (
     check_samples,
     choose_samples,

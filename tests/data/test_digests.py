@@ -1,15 +1,18 @@
-"""Digests of samples that are made of others."""
+"""Digests of samples that are made of others; seeds that differ wherever their parts do."""
 
+import itertools
 import shutil
 from dataclasses import replace
 
 import cv2
 import pytest
+import torch
 
-from stable_sam_cuda.data.augmented_images import augmented_images
+from stable_sam_cuda.data.augmentation import augmented_images
 from stable_sam_cuda.data.dataset import find_masked_images
-from stable_sam_cuda.data.digests import Digests, MadeSample, content_digest
-from stable_sam_cuda.data.occluded_images import OccludedImage, occluded_images
+from stable_sam_cuda.data.digests import Digests, MadeSample, content_digest, seed_of
+from stable_sam_cuda.data.occlusion import OccludedImage, occluded_images
+from stable_sam_cuda.data.prompts import ROBUST, draw_kind
 
 
 @pytest.fixture
@@ -74,3 +77,20 @@ def test_one_digest_of_all_follows_names_order_and_content_and_survives_what_is_
     broken = content_digest(samples)
     samples[0].mask.unlink()
     assert len({whole, broken, content_digest(samples), content_digest(samples[1:])}) == 4
+
+
+def test_every_part_changes_what_a_generator_draws() -> None:
+    parts = itertools.product(range(3), ("ecssd/0001", "ecssd/0002"), range(5), ("gt_box", "noisy_box"))
+    draws = [torch.rand(2, generator=torch.Generator().manual_seed(seed_of(*each))) for each in parts]
+    assert len({tuple(draw.tolist()) for draw in draws}) == len(draws) == 60
+
+
+def test_the_same_parts_give_the_same_seed_everywhere() -> None:
+    assert seed_of(0, "ecssd/0001", 3) == 6179346801628794899
+
+
+def test_first_draws_of_neighbouring_seeds_follow_the_mix() -> None:
+    kinds = [draw_kind(ROBUST, torch.Generator().manual_seed(seed_of(0, step))) for step in range(600)]
+    names, frequencies = ROBUST.kinds()
+    for name, frequency in zip(names, frequencies, strict=True):
+        assert abs(kinds.count(name) / 600 - frequency / sum(frequencies)) < 0.06, name

@@ -14,7 +14,7 @@ import pytest
 import shared_cache
 import torch
 
-from stable_sam_cuda.data.augmented_images import augmented_images
+from stable_sam_cuda.data.augmentation import augmented_images
 from stable_sam_cuda.data.dataset import find_masked_images, fit_square
 from stable_sam_cuda.data.embeddings import EmbeddingCache
 from stable_sam_cuda.notes import DataWarning

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from stable_sam_cuda.data.dataset import check_samples, find_masked_images
-from stable_sam_cuda.data.occluded_images import cutouts, occluded_images, targets
-from stable_sam_cuda.data.occlusion import cut_out, occlude
+from stable_sam_cuda.data.occlusion import cut_out, cutouts, occlude, occluded_images, targets
 
 GREY, RED = 90, np.array([220, 20, 40], np.uint8)
 

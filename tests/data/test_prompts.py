@@ -4,15 +4,20 @@ import pytest
 import torch
 
 from stable_sam_cuda.data.prompts import (
+    GOOD_BOX_ONLY,
+    PROMPT_KINDS,
+    ROBUST,
+    PromptMix,
     box_iou,
     boxes_from_masks,
     boxes_in_iou_band,
     coarse_masks,
+    draw_kind,
+    draw_prompts,
     jittered_boxes,
     noisy_boxes,
     points_in_masks,
 )
-from stable_sam_cuda.data.rts import GOOD_BOX_ONLY, PROMPT_KINDS, ROBUST, PromptMix, draw_kind, draw_prompts
 
 SIZE = (60, 80)
 

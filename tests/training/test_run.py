@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from stable_sam_cuda.data.augmented_images import augmented_images
+from stable_sam_cuda.data.augmentation import augmented_images
 from stable_sam_cuda.data.dataset import find_masked_images
 from stable_sam_cuda.notes import DataWarning
 from stable_sam_cuda.sam import plugin_of

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 
+from stable_sam_cuda.data.augmentation import PASTED_AREAS, paste_objects
 from stable_sam_cuda.data.dataset import find_masked_images
-from stable_sam_cuda.data.seeds import seed_of
+from stable_sam_cuda.data.digests import seed_of
 from stable_sam_cuda.sam import load_sam
 from stable_sam_cuda.sam.lite import new_sam_lite
 from stable_sam_cuda.training.checkpoint import save_weights
 from stable_sam_cuda.training.sam_lite.__main__ import command_line
 from stable_sam_cuda.training.sam_lite.batches import BatchStream, Drawing, batches_of, draw_batch
-from stable_sam_cuda.training.sam_lite.copy_paste import AREAS, paste_objects
 from stable_sam_cuda.training.sam_lite.loop import LiteTrainer, train
 from stable_sam_cuda.training.sam_lite.options import Recipe, Settings
 
@@ -144,7 +144,7 @@ def test_pasted_objects_lie_on_top_with_ids_of_their_own():
     other, other_ids = np.full((60, 60, 3), 200, np.uint8), np.zeros((60, 60), np.uint8)
     other_ids[20:30, 5:30] = 4
     other_ids[0, 0] = 5  # below the smallest area
-    assert AREAS[0] > 1 / 3600
+    assert PASTED_AREAS[0] > 1 / 3600
     pasted, pasted_ids = paste_objects(image, ids, other, other_ids, rng)
     assert np.array_equal(pasted_ids == 256, other_ids == 4)
     assert np.array_equal((pasted == 200).all(2), other_ids == 4)

@@ -7,7 +7,7 @@ import torch
 
 from stable_sam_cuda.data.dataset import find_masked_images
 from stable_sam_cuda.data.embeddings import EmbeddingCache
-from stable_sam_cuda.data.rts import PromptMix
+from stable_sam_cuda.data.prompts import PromptMix
 from stable_sam_cuda.training.loop import PluginTrainer
 from stable_sam_cuda.training.methods import install_method
 from stable_sam_cuda.training.options import TrainingOptions

@@ -12,9 +12,8 @@ from segment_anything.modeling import Sam
 from torch import distributed
 
 from stable_sam_cuda.data.dataset import find_masked_images
-from stable_sam_cuda.data.digests import Digests
+from stable_sam_cuda.data.digests import Digests, seed_of
 from stable_sam_cuda.data.samples import Sample, digest_of_file
-from stable_sam_cuda.data.seeds import seed_of
 from stable_sam_cuda.data.sharding import rank
 from stable_sam_cuda.files import require_folder, save_bytes
 from stable_sam_cuda.notes import printable
