@@ -21,8 +21,8 @@ from stable_sam_cuda import DeformableSampler
 from stable_sam_cuda.data.prompts import PromptBatch
 from stable_sam_cuda.sam import plugin_of
 from stable_sam_cuda.sam.shared_decoder import SINGLE_MASK
-from stable_sam_cuda.training.decoding import decode_prompts
 from stable_sam_cuda.training.losses import whole_mask_loss
+from stable_sam_cuda.training.step import decode_prompts
 
 # Of the norm of the truth. Convolutions may take TF32 in float32.
 LARGEST_ERROR = {torch.float32: 3e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}

@@ -22,7 +22,7 @@ from stable_sam_cuda.data.prompts import draw_prompts
 from stable_sam_cuda.evaluation.metrics import mask_iou
 from stable_sam_cuda.evaluation.protocol import KIND_NAMES
 from stable_sam_cuda.sam import StableSamPredictor, load_sam
-from stable_sam_cuda.training.method_file import load_method
+from stable_sam_cuda.training.methods import load_method
 from stable_sam_cuda.visualize.panel import Panel, compare
 
 Key = tuple[str, int]  # a picture's name and an object's index

@@ -9,7 +9,7 @@ import torch
 from rows import EXCLUDED
 
 from stable_sam_cuda.sam.lite import new_sam_lite
-from stable_sam_cuda.training.checkpoint import save_weights
+from stable_sam_cuda.training.sam_lite.weights import save_weights
 
 IMAGE_SIZE = 64
 SETS = {"train": 12, "val": 4, "test": 4, **dict.fromkeys(EXCLUDED, 1)}  # pictures

@@ -63,7 +63,7 @@ def evaluate(
     from stable_sam_cuda.evaluation.protocol import evaluate as run_protocol
     from stable_sam_cuda.evaluation.report import paper_table, precision_table, results_csv, results_document
     from stable_sam_cuda.sam import StableSamPredictor, load_sam
-    from stable_sam_cuda.training.method_file import load_method
+    from stable_sam_cuda.training.methods import load_method
 
     kinds = [kind.strip() for kind in prompts.split(",")]
     check_protocol(kinds, draws)

@@ -75,7 +75,7 @@ def train(
     from stable_sam_cuda.devices import own_device, pick_device
     from stable_sam_cuda.sam import load_sam
     from stable_sam_cuda.training.interruption import Interrupted, Terminated
-    from stable_sam_cuda.training.method_file import method_file_name
+    from stable_sam_cuda.training.methods import method_file_name
     from stable_sam_cuda.training.run import TrainingRun, check_run, train_method
 
     run = TrainingRun(

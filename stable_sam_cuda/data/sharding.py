@@ -1,13 +1,15 @@
-"""Evaluation on several processes (``torchrun``): each picture by exactly one of them, results in the one order."""
+"""Pictures among several processes (``torchrun``): each by exactly one of them, results in the one order."""
 
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 from torch import distributed
 
 from stable_sam_cuda.data.samples import Sample
-from stable_sam_cuda.evaluation.protocol import ObjectResult
+
+Result = TypeVar("Result")
 
 
 @contextmanager
@@ -33,7 +35,7 @@ def own_share(samples: Sequence[Sample]) -> Sequence[Sample]:
     return samples[rank() :: distributed.get_world_size()] if distributed.is_initialized() else samples
 
 
-def gathered(results: list[list[ObjectResult]]) -> list[ObjectResult]:
+def gathered(results: list[list[Result]]) -> list[Result]:
     """All processes' results, given by picture of `own_share`, in the pictures' order; empty but on process 0."""
     shares = [results]
     if distributed.is_initialized():

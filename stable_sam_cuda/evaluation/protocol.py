@@ -1,10 +1,12 @@
 """The paper's protocol: many random prompts of a kind for each object; overlap with the truth, and stability."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from segment_anything.modeling import Sam
 from torch import Tensor
 
 from stable_sam_cuda.data.dataset import object_masks
@@ -12,8 +14,8 @@ from stable_sam_cuda.data.digests import seed_of
 from stable_sam_cuda.data.prompts import draw_prompts
 from stable_sam_cuda.data.samples import Sample
 from stable_sam_cuda.evaluation.metrics import boundary_iou, mask_iou, stability
-from stable_sam_cuda.evaluation.routing import recorded_routing
 from stable_sam_cuda.sam.predictor import StableSamPredictor
+from stable_sam_cuda.sam.stable_block import stable_blocks_of
 
 KIND_NAMES = {
     "gt_box": "gt_box",
@@ -100,6 +102,41 @@ def evaluate(
                     )  # fmt: skip
             progress(sample)
     return results
+
+
+class RouterRecord:
+    """alpha_1 in the decoder's last block, of the prompts since the last `take`; ``blocks`` ask the router in turn."""
+
+    def __init__(self, blocks: int = 1) -> None:
+        self.blocks = blocks
+        self._calls = 0
+        self._batches: list[Tensor] = []
+
+    def add(self, alpha: Tensor) -> None:
+        """Alpha (B, 2) of B prompts, as the router returns it to one block after the other."""
+        self._calls += 1
+        if self._calls % self.blocks == 0:
+            self._batches.append(alpha.detach()[:, 0].float())
+
+    def take(self) -> float | None:
+        """The mean alpha_1 of what was recorded, which is then forgotten; None where no router has run."""
+        batches, self._batches = self._batches, []
+        prompts = sum(len(batch) for batch in batches)
+        return sum(batch.sum().item() for batch in batches) / prompts if prompts else None
+
+
+@contextmanager
+def recorded_routing(sam: Sam) -> Iterator[RouterRecord]:
+    """Record the router of ``sam``'s plugin; of a plain SAM, or a plugin without router, nothing."""
+    blocks = stable_blocks_of(sam)
+    record = RouterRecord(max(1, len(blocks)))
+    router = blocks[-1].plugin.router if blocks else None
+    hook = None if router is None else router.register_forward_hook(lambda _module, _inputs, alpha: record.add(alpha))
+    try:
+        yield record
+    finally:
+        if hook is not None:
+            hook.remove()
 
 
 def _predict(predictor: StableSamPredictor, target: Tensor, kind: str, count: int, seed: int) -> Tensor:

@@ -22,13 +22,10 @@ from stable_sam_cuda.data.prompts import draw_kind, draw_prompts, joined_prompts
 from stable_sam_cuda.modules import DeformableSampler
 from stable_sam_cuda.notes import printable
 from stable_sam_cuda.sam.shared_decoder import SINGLE_MASK
-from stable_sam_cuda.training.decoding import decode_prompts
 from stable_sam_cuda.training.interruption import Interruption
 from stable_sam_cuda.training.losses import mask_overlap, point_sampled_loss, whole_mask_loss
 from stable_sam_cuda.training.options import AMP_DTYPES, TrainingOptions
-from stable_sam_cuda.training.prefetch import prefetched
-from stable_sam_cuda.training.router_probe import RouterProbe
-from stable_sam_cuda.training.run_state import (
+from stable_sam_cuda.training.record import (
     CHECKPOINT,
     check_contents,
     read_state,
@@ -37,9 +34,8 @@ from stable_sam_cuda.training.run_state import (
     whole_checkpoint,
     write_state,
 )
-from stable_sam_cuda.training.schedule import cosine
-from stable_sam_cuda.training.sources import Example, PictureSource
-from stable_sam_cuda.training.step_rows import alpha_by_kind, sum_of
+from stable_sam_cuda.training.sources import Example, PictureSource, prefetched
+from stable_sam_cuda.training.step import RouterProbe, alpha_by_kind, cosine, decode_prompts, sum_of
 
 CHECKPOINT_MINUTES = 5.0
 StepRecord = dict[str, Any]

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from segment_anything.modeling import Sam
@@ -24,15 +24,16 @@ from stable_sam_cuda.modules.validation import require_integer
 from stable_sam_cuda.notes import printable
 from stable_sam_cuda.progress import NoProgress, RunProgress
 from stable_sam_cuda.training.loop import PluginTrainer, StepRecord
-from stable_sam_cuda.training.method_file import method_file_name, save_method
-from stable_sam_cuda.training.methods import ENCODER_METHODS, check_method, install_method
+from stable_sam_cuda.training.methods import (
+    ENCODER_METHODS,
+    check_method,
+    install_method,
+    method_file_name,
+    save_method,
+)
 from stable_sam_cuda.training.options import TrainingOptions
-from stable_sam_cuda.training.run_log import LOG, RunLog
-from stable_sam_cuda.training.run_state import CHECKPOINT
+from stable_sam_cuda.training.record import CHECKPOINT, LOG, RunLog, Scalars, summary_writer
 from stable_sam_cuda.training.sources import CachedPictures, EncodedPictures, PictureSource
-
-if TYPE_CHECKING:
-    from stable_sam_cuda.training.scalars import Scalars
 
 SHOWN_OCCLUSIONS = 18
 OCCLUSIONS = "occlusions.png"
@@ -115,7 +116,7 @@ def check_run(
         ModuleNotFoundError: ``tensorboard`` is asked for and not installed.
     """
     if tensorboard:
-        _curves()
+        summary_writer()
     if resume and overwrite:
         raise ValueError("overwrite: expected none with resume, which goes on with what is there")
     _check_results(run, out, resume, overwrite)
@@ -208,7 +209,6 @@ def train_method(
     if distributed.is_initialized():
         distributed.barrier()  # what the first process writes from here on would look like another run's results
     progress = progress or NoProgress()
-    curves = _curves() if tensorboard else None
     first = not distributed.is_initialized() or distributed.get_rank() == 0
     parameters = _install(sam, run)
     _check_space(parameters, out)
@@ -219,7 +219,7 @@ def train_method(
     if overwrite and first:
         _remove_results(run, out)
     log = RunLog(out, trainer.step) if first else None
-    scalars = curves(out, trainer.step) if curves and first else None
+    scalars = Scalars(out, trainer.step) if tensorboard and first else None
     seconds = None if run.time_budget is None else round(60 * run.time_budget)
     done = trainer.step if seconds is None else round(60 * trainer.minutes)
     progress.begin(f"training {run.method}{' (seconds)' if seconds else ''}", seconds or trainer.steps, done)
@@ -254,12 +254,6 @@ def train_method(
     if first:
         save_method(sam, run.method, parameters, out / method_file_name(run.method), **record)
     return record
-
-
-def _curves() -> "type[Scalars]":
-    from stable_sam_cuda.training.scalars import Scalars
-
-    return Scalars
 
 
 def _source(

@@ -1,7 +1,9 @@
 """Where a training step has its pictures from: cached embeddings, or the image encoder itself, with gradient."""
 
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -12,6 +14,8 @@ from stable_sam_cuda.data.dataset import fit_square, object_masks
 from stable_sam_cuda.data.digests import Digests
 from stable_sam_cuda.data.embeddings import EmbeddingCache
 from stable_sam_cuda.data.samples import Sample
+
+Item = TypeVar("Item")
 
 
 @dataclass
@@ -75,3 +79,12 @@ def stacked_masks(ids: np.ndarray) -> Tensor:
     """Object ids (S, S) -> masks (K, S, S) bool."""
     found = object_masks(ids)
     return torch.stack([torch.from_numpy(mask) for mask in found]) if found else torch.zeros(0, *ids.shape) > 0
+
+
+def prefetched(items: Iterator[Item]) -> Generator[Item, None, None]:
+    """The same items in the same order, the next one being prepared while the caller uses this one."""
+    with ThreadPoolExecutor(max_workers=1) as worker:
+        pending = worker.submit(next, items, None)
+        while (item := pending.result()) is not None:
+            pending = worker.submit(next, items, None)
+            yield item

@@ -129,7 +129,6 @@ def test_wrong_options_are_one_line(options: tuple, message: str, data: Path, ch
 def test_missing_tensorboard_is_said_before_anything_is_done(
     data: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delitem(sys.modules, "stable_sam_cuda.training.scalars", raising=False)
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     result = run("train", "--data", data, "--out", tmp_path, "--checkpoint", checkpoint, "--tensorboard")
     assert result.exit_code == 2

@@ -7,7 +7,7 @@ import torch
 from decoder_inputs import assert_same_answers, encoded, sams_own
 
 from stable_sam_cuda import DeformableSampler
-from stable_sam_cuda.evaluation.routing import recorded_routing
+from stable_sam_cuda.evaluation.protocol import recorded_routing
 from stable_sam_cuda.sam import plugin_of, plugin_state_dict, save_plugin, shared_decoder, stabilize, unstabilize
 from stable_sam_cuda.sam.shared_decoder import ALL_MASKS, SINGLE_MASK, decode
 from stable_sam_cuda.sam.shared_sampling import share_sampling

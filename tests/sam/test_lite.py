@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 from segment_anything import SamPredictor
 
 from stable_sam_cuda.sam.lite import SHIPPED_CHECKPOINT, build_sam_lite, new_sam_lite, set_image_size
-from stable_sam_cuda.training.checkpoint import save_weights
+from stable_sam_cuda.training.sam_lite.weights import save_weights
 
 SHIPPED_LIMIT = 20e6
 

@@ -12,8 +12,8 @@ from stable_sam_cuda import DeformableSampler
 from stable_sam_cuda.data.prompts import PromptBatch
 from stable_sam_cuda.sam import plugin_of, stabilize
 from stable_sam_cuda.sam.shared_decoder import ALL_MASKS, SINGLE_MASK, THREE_MASKS, decode
-from stable_sam_cuda.training.decoding import decode_prompts
 from stable_sam_cuda.training.methods import install_method
+from stable_sam_cuda.training.step import decode_prompts
 
 KINDS = ("one-point", "five-points", "twelve-points", "box", "box-and-points", "mask", "everything")
 

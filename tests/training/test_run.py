@@ -18,9 +18,9 @@ from stable_sam_cuda.notes import DataWarning
 from stable_sam_cuda.sam import plugin_of
 from stable_sam_cuda.sam.lite import new_sam_lite
 from stable_sam_cuda.training.loop import PluginTrainer
-from stable_sam_cuda.training.method_file import load_method
+from stable_sam_cuda.training.methods import load_method
+from stable_sam_cuda.training.record import RunLog
 from stable_sam_cuda.training.run import TrainingRun, train_method
-from stable_sam_cuda.training.run_log import RunLog
 
 RUN = TrainingRun(images=4, epochs=2, seed=3)
 

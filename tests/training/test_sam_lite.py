@@ -8,12 +8,9 @@ from torch.nn import functional as F
 from stable_sam_cuda.data.dataset import find_masked_images
 from stable_sam_cuda.data.prompts import PromptBatch, boxes_from_masks
 from stable_sam_cuda.sam.lite import LiteBackbone, new_sam_lite
-from stable_sam_cuda.training.backbone import BATCH_NORM_EPS, _fold
-from stable_sam_cuda.training.checkpoint import load_weights, save_weights
 from stable_sam_cuda.training.sam_lite.batches import draw_batch
-from stable_sam_cuda.training.sam_lite.loss import training_step
-from stable_sam_cuda.training.sam_lite.prompts import add_corrective_click, draw_good_prompts
-from stable_sam_cuda.training.sam_lite.start import open_to_prompts
+from stable_sam_cuda.training.sam_lite.loss import add_corrective_click, draw_good_prompts, training_step
+from stable_sam_cuda.training.sam_lite.weights import BATCH_NORM_EPS, _fold, load_weights, open_to_prompts, save_weights
 
 
 @pytest.fixture

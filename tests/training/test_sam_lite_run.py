@@ -16,11 +16,11 @@ from stable_sam_cuda.data.dataset import find_masked_images
 from stable_sam_cuda.data.digests import seed_of
 from stable_sam_cuda.sam import load_sam
 from stable_sam_cuda.sam.lite import new_sam_lite
-from stable_sam_cuda.training.checkpoint import save_weights
 from stable_sam_cuda.training.sam_lite.__main__ import command_line
 from stable_sam_cuda.training.sam_lite.batches import BatchStream, Drawing, batches_of, draw_batch
 from stable_sam_cuda.training.sam_lite.loop import LiteTrainer, train
 from stable_sam_cuda.training.sam_lite.options import Recipe, Settings
+from stable_sam_cuda.training.sam_lite.weights import save_weights
 
 CPU = torch.device("cpu")
 REPORTS_OFTEN = "from stable_sam_cuda.training.sam_lite import __main__, loop; loop.REPORT_EVERY = 4; __main__.main()"

@@ -1,15 +1,19 @@
-"""The steps of a run: a cosine over a time budget, averaged weights, checkpoints."""
+"""The steps of a run: a cosine over a time budget, averaged weights, checkpoints.
+
+Several processes (``torchrun``) train by themselves and average their weights now and then.
+"""
 
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from segment_anything.modeling import Sam
 from torch import distributed
+from torch.nn import Parameter
 
 from stable_sam_cuda.data.dataset import find_masked_images
 from stable_sam_cuda.data.digests import Digests, seed_of
@@ -18,30 +22,30 @@ from stable_sam_cuda.data.sharding import rank
 from stable_sam_cuda.files import require_folder, save_bytes
 from stable_sam_cuda.notes import printable
 from stable_sam_cuda.sam.lite import new_sam_lite
-from stable_sam_cuda.training.checkpoint import save_weights
 from stable_sam_cuda.training.interruption import Interruption
-from stable_sam_cuda.training.run_log import LOG, drop_newer, json_line
-from stable_sam_cuda.training.run_state import (
+from stable_sam_cuda.training.record import (
     CHECKPOINT,
+    LOG,
+    Scalars,
     check_contents,
+    drop_newer,
+    json_line,
     read_state,
     remove_partial,
     sample_contents,
+    summary_writer,
     whole_checkpoint,
     write_state,
 )
 from stable_sam_cuda.training.sam_lite.batches import Batch, BatchStream, Drawing, batches_of
-from stable_sam_cuda.training.sam_lite.local_sgd import STEPS_APART, at_meeting, average_weights, shared_minutes
 from stable_sam_cuda.training.sam_lite.loss import training_step, validate
 from stable_sam_cuda.training.sam_lite.options import Settings
-from stable_sam_cuda.training.sam_lite.start import starting_model
-from stable_sam_cuda.training.schedule import cosine
-
-if TYPE_CHECKING:
-    from stable_sam_cuda.training.scalars import Scalars
+from stable_sam_cuda.training.sam_lite.weights import save_weights, starting_model
+from stable_sam_cuda.training.step import cosine
 
 WEIGHTS = "sam_lite.safetensors"
 RUN_RECORD = "run.json"
+STEPS_APART = 16  # steps that processes take by themselves before their weights are averaged
 REPORT_EVERY = 20  # steps
 BACKBONE_RATE = 0.3  # of the learning rate
 SMOOTHING = 0.98
@@ -213,6 +217,31 @@ def _running(mean: float | None, value: float) -> float:
     return value if mean is None else SMOOTHING * mean + (1 - SMOOTHING) * value
 
 
+@torch.no_grad()
+def average_weights(parameters: Iterable[Parameter]) -> None:
+    """Every process's weights become the mean over processes (local SGD)."""
+    parameters = list(parameters)
+    flat = torch.cat([parameter.flatten() for parameter in parameters])
+    distributed.all_reduce(flat)
+    parts = (flat / distributed.get_world_size()).split([parameter.numel() for parameter in parameters])
+    for parameter, part in zip(parameters, parts, strict=True):
+        parameter.copy_(part.view_as(parameter))
+
+
+def at_meeting(step: int) -> bool:
+    """Whether the processes agree before this step: on the weights, and on whether to go on. Always, where one is
+    alone."""
+    return not distributed.is_initialized() or step % STEPS_APART == 0
+
+
+def shared_minutes(minutes: float, step: int) -> float:
+    """The minutes of process 0 where processes meet, so that all stop at the same step and none waits in between."""
+    shared = torch.tensor(minutes, dtype=torch.float64)
+    if distributed.is_initialized() and at_meeting(step):
+        distributed.broadcast(shared, 0)
+    return shared.item()
+
+
 def train(settings: Settings, device: torch.device) -> None:
     """Begin or continue the run in ``settings.out``; log.jsonl, weights, checkpoint, and run.json when it is finished.
 
@@ -224,7 +253,7 @@ def train(settings: Settings, device: torch.device) -> None:
     settings.check()
     recipe, out = settings.recipe, settings.out
     if settings.tensorboard:
-        _scalars()
+        summary_writer()
     _check_results(settings)
     require_folder("out", out)
     if distributed.is_initialized():
@@ -249,7 +278,7 @@ def train(settings: Settings, device: torch.device) -> None:
         for name in (CHECKPOINT, WEIGHTS, LOG):
             (out / name).unlink(missing_ok=True)
     drop_newer(out / LOG, trainer.step)
-    curves = _curves(settings, trainer.step)
+    curves = Scalars(out, trainer.step) if settings.tensorboard else None
     with (out / LOG).open("a", encoding="utf-8") as log:
 
         def report(record: dict[str, Any]) -> None:
@@ -270,18 +299,6 @@ def train(settings: Settings, device: torch.device) -> None:
         report(record if finished else {"step": trainer.step, "minutes": trainer.minutes, "paused": True})
     if curves:
         curves.close()
-
-
-def _curves(settings: Settings, step: int) -> Any:
-    if not settings.tensorboard:
-        return None
-    return _scalars()(settings.out, step)
-
-
-def _scalars() -> "type[Scalars]":
-    from stable_sam_cuda.training.scalars import Scalars
-
-    return Scalars
 
 
 def _check_results(settings: Settings) -> None:

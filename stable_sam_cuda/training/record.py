@@ -1,6 +1,8 @@
-"""A run's checkpoint on disk."""
+"""What a run leaves in its folder while it goes on: checkpoint, log, and curves for TensorBoard."""
 
 import hashlib
+import json
+import math
 import os
 import zipfile
 from collections import Counter
@@ -20,9 +22,11 @@ from stable_sam_cuda.notes import note, printable
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
+    from torch.utils.tensorboard import SummaryWriter
 
-CHECKPOINT = "checkpoint.pt"
+CHECKPOINT, LOG = "checkpoint.pt", "log.jsonl"
 FREE_OPTIONS = ("checkpoint_every",)  # they do not change the result: a run may be continued with others
+CURVES = {"loss": "loss", "iou": "IoU", "lr": "learning rate"}
 
 
 def write_state(out: Path, options: "DataclassInstance", state: dict[str, Any]) -> None:
@@ -129,3 +133,117 @@ def remove_partial(out: Path) -> None:
     """Clear away what a kill in the middle of `write_state` left; a large model's would soon fill the disk."""
     for path in partial_files(out / CHECKPOINT):
         path.unlink(missing_ok=True)
+
+
+def json_line(record: Any, **options: Any) -> str:
+    """JSON as every reader takes it: NaN and infinity become null."""
+    return json.dumps(_without_nan(record), allow_nan=False, **options)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class RunLog:
+    """Every step's record as a line of JSON in OUT/log.jsonl, and running means of loss and IoU.
+
+    Lines of steps after ``step``, and a broken last line, are from a run that was killed: they are dropped, and
+    the means are those of the lines that stay. The means are None before a step has an object.
+    """
+
+    def __init__(self, out: Path, step: int = 0) -> None:
+        out.mkdir(parents=True, exist_ok=True)
+        self.loss: float | None = None
+        self.iou: float | None = None
+        path = out / LOG
+        for record in drop_newer(path, step):
+            self._include(record)
+        self.file = path.open("a", encoding="utf-8")
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Write one step down."""
+        self.file.write(json_line(record) + "\n")
+        self.file.flush()
+        self._include(record)
+
+    def close(self) -> None:
+        """Nothing is added any more."""
+        self.file.close()
+
+    def _include(self, record: dict[str, Any]) -> None:
+        self.loss = _running(self.loss, record.get("loss"))
+        self.iou = _running(self.iou, record.get("iou"))
+
+
+def drop_newer(path: Path, step: int) -> list[dict[str, Any]]:
+    """Take the lines of steps after ``step``, and those that are no records, out of a log, if there is one; what stays.
+
+    A broken last line is what a kill leaves; other broken lines are said.
+    """
+    if not path.is_file():
+        return []
+    lines = path.read_bytes().splitlines()
+    found = [_record(line) for line in lines]
+    if None in found[:-1]:
+        note("lines that are no records of steps are dropped from the log", path)
+    records = [record for record in found if record is not None and record["step"] <= step]
+    save_bytes(path, "".join(json_line(record) + "\n" for record in records).encode())
+    return records
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    """A step's record, None where the line is something else."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(record, dict) or type(record.get("step")) is not int:
+        return None
+    figures = [record.get("loss"), record.get("iou")]
+    return record if all(value is None or type(value) in (int, float) for value in figures) else None
+
+
+def _running(mean: float | None, value: float | None) -> float | None:
+    if value is None or not math.isfinite(value):
+        return mean
+    return value if mean is None else 0.95 * mean + 0.05 * value
+
+
+def summary_writer() -> "type[SummaryWriter]":
+    """TensorBoard's writer, which is asked for before a run begins, and only by a run that wants curves.
+
+    Raises:
+        ModuleNotFoundError: TensorBoard is not installed.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("--tensorboard needs TensorBoard", name="tensorboard") from error
+    return SummaryWriter
+
+
+class Scalars:
+    """Loss, IoU and learning rate a step, and alpha_1 or a validation's IoU by prompt kind, in OUT/tensorboard."""
+
+    def __init__(self, out: Path, step: int = 0) -> None:
+        # What a killed run wrote of the steps after its checkpoint is hidden.
+        self.writer = summary_writer()(str(out / "tensorboard"), purge_step=step + 1)
+
+    def add(self, record: dict[str, Any]) -> None:
+        """One step, or a validation after it; a step without an object has nothing to show."""
+        loss = record.get("loss")
+        if loss is not None and math.isfinite(loss):
+            for key, name in CURVES.items():
+                self.writer.add_scalar(name, record[key], record["step"])
+        for group in ("alpha_1", "val"):
+            for kind, value in record.get(group, {}).items():
+                if math.isfinite(value):
+                    self.writer.add_scalar(f"{group}/{kind}", value, record["step"])
+
+    def close(self) -> None:
+        """Write what is left."""
+        self.writer.close()

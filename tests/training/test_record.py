@@ -6,7 +6,7 @@ import math
 import pytest
 
 from stable_sam_cuda.notes import DataWarning
-from stable_sam_cuda.training.run_log import RunLog, drop_newer, json_line
+from stable_sam_cuda.training.record import RunLog, drop_newer, json_line
 
 WHOLE = {"step": 1, "loss": 0.5, "iou": 0.5}
 

@@ -7,8 +7,7 @@ from safetensors.torch import save_file
 
 from stable_sam_cuda.sam import plugin_of
 from stable_sam_cuda.sam.lite import new_sam_lite
-from stable_sam_cuda.training.method_file import load_method, method_file_name, save_method
-from stable_sam_cuda.training.methods import METHODS, install_method
+from stable_sam_cuda.training.methods import METHODS, install_method, load_method, method_file_name, save_method
 
 
 def fresh_sam():
