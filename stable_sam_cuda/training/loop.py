@@ -25,6 +25,7 @@ from stable_sam_cuda.sam.shared_decoder import SINGLE_MASK
 from stable_sam_cuda.training.interruption import Interruption
 from stable_sam_cuda.training.losses import mask_overlap, point_sampled_loss, whole_mask_loss
 from stable_sam_cuda.training.options import AMP_DTYPES, TrainingOptions
+from stable_sam_cuda.training.pictures import Example, PictureSource, prefetched
 from stable_sam_cuda.training.record import (
     CHECKPOINT,
     check_contents,
@@ -34,7 +35,6 @@ from stable_sam_cuda.training.record import (
     whole_checkpoint,
     write_state,
 )
-from stable_sam_cuda.training.sources import Example, PictureSource, prefetched
 from stable_sam_cuda.training.step import RouterProbe, alpha_by_kind, cosine, decode_prompts, sum_of
 
 CHECKPOINT_MINUTES = 5.0

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 CHECKPOINT, LOG = "checkpoint.pt", "log.jsonl"
 FREE_OPTIONS = ("checkpoint_every",)  # they do not change the result: a run may be continued with others
-CURVES = {"loss": "loss", "iou": "IoU", "lr": "learning rate"}
+CURVE_NAMES = {"loss": "loss", "iou": "IoU", "lr": "learning rate"}
 
 
 def write_state(out: Path, options: "DataclassInstance", state: dict[str, Any]) -> None:
@@ -226,7 +226,7 @@ def summary_writer() -> "type[SummaryWriter]":
     return SummaryWriter
 
 
-class Scalars:
+class Curves:
     """Loss, IoU and learning rate a step, and alpha_1 or a validation's IoU by prompt kind, in OUT/tensorboard."""
 
     def __init__(self, out: Path, step: int = 0) -> None:
@@ -237,7 +237,7 @@ class Scalars:
         """One step, or a validation after it; a step without an object has nothing to show."""
         loss = record.get("loss")
         if loss is not None and math.isfinite(loss):
-            for key, name in CURVES.items():
+            for key, name in CURVE_NAMES.items():
                 self.writer.add_scalar(name, record[key], record["step"])
         for group in ("alpha_1", "val"):
             for kind, value in record.get(group, {}).items():

@@ -32,8 +32,8 @@ from stable_sam_cuda.training.methods import (
     save_method,
 )
 from stable_sam_cuda.training.options import TrainingOptions
-from stable_sam_cuda.training.record import CHECKPOINT, LOG, RunLog, Scalars, summary_writer
-from stable_sam_cuda.training.sources import CachedPictures, EncodedPictures, PictureSource
+from stable_sam_cuda.training.pictures import CachedPictures, EncodedPictures, PictureSource
+from stable_sam_cuda.training.record import CHECKPOINT, LOG, Curves, RunLog, summary_writer
 
 SHOWN_OCCLUSIONS = 18
 OCCLUSIONS = "occlusions.png"
@@ -219,7 +219,7 @@ def train_method(
     if overwrite and first:
         _remove_results(run, out)
     log = RunLog(out, trainer.step) if first else None
-    scalars = Scalars(out, trainer.step) if tensorboard and first else None
+    curves = Curves(out, trainer.step) if tensorboard and first else None
     seconds = None if run.time_budget is None else round(60 * run.time_budget)
     done = trainer.step if seconds is None else round(60 * trainer.minutes)
     progress.begin(f"training {run.method}{' (seconds)' if seconds else ''}", seconds or trainer.steps, done)
@@ -233,16 +233,16 @@ def train_method(
             log.add(record)
             if log.loss is not None and log.iou is not None:
                 progress.note(f"loss {log.loss:.3f}  IoU {log.iou:.3f}")
-        if scalars:
-            scalars.add(record)
+        if curves:
+            curves.add(record)
 
     try:
         trainer.run(note, progress.note)
     finally:
         if log:
             log.close()
-        if scalars:
-            scalars.close()
+        if curves:
+            curves.close()
     record = {
         "method": run.method, "pictures": len(samples), **(provenance or {}),
         "epochs": run.epochs if seconds is None else round(trainer.step / trainer.steps_an_epoch, 2),

@@ -27,7 +27,7 @@ from stable_sam_cuda.sam.shared_decoder import ALL_MASKS, decode
 from stable_sam_cuda.training.loop import PluginTrainer
 from stable_sam_cuda.training.methods import install_method
 from stable_sam_cuda.training.options import TrainingOptions
-from stable_sam_cuda.training.sources import EncodedPictures
+from stable_sam_cuda.training.pictures import EncodedPictures
 
 CUDA = pytest.param("cuda", marks=pytest.mark.gpu)
 BLOCKS = {"plain": 0, "one-block": 1, "both-blocks": 2}

@@ -12,7 +12,7 @@ from stable_sam_cuda.sam.stabilize import stabilize, unstabilize
 from stable_sam_cuda.training.loop import PluginTrainer
 from stable_sam_cuda.training.methods import ENCODER_METHODS, METHODS, install_method
 from stable_sam_cuda.training.options import TrainingOptions
-from stable_sam_cuda.training.sources import CachedPictures, EncodedPictures
+from stable_sam_cuda.training.pictures import CachedPictures, EncodedPictures
 
 
 def trainer_for(sam, method, picture_folder, tmp_path, **options):

@@ -18,7 +18,7 @@ from stable_sam_cuda.training.loop import PluginTrainer
 from stable_sam_cuda.training.methods import install_method
 from stable_sam_cuda.training.options import TrainingOptions
 from stable_sam_cuda.training.run import TrainingRun, train_method
-from stable_sam_cuda.training.sources import CachedPictures
+from stable_sam_cuda.training.pictures import CachedPictures
 
 rank, processes, out = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
 torch.set_num_threads(1)

@@ -11,7 +11,7 @@ from stable_sam_cuda.data.prompts import PromptMix
 from stable_sam_cuda.training.loop import PluginTrainer
 from stable_sam_cuda.training.methods import install_method
 from stable_sam_cuda.training.options import TrainingOptions
-from stable_sam_cuda.training.sources import CachedPictures, EncodedPictures
+from stable_sam_cuda.training.pictures import CachedPictures, EncodedPictures
 from stable_sam_cuda.training.step import cosine
 
 ALL_KINDS = ("gt_box", "one_point", "coarse_mask", "mixed")

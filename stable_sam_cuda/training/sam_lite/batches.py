@@ -15,7 +15,7 @@ from stable_sam_cuda.data.augmentation import augmented, paste_objects
 from stable_sam_cuda.data.dataset import fit_square, object_masks
 from stable_sam_cuda.data.digests import seed_of
 from stable_sam_cuda.data.samples import Sample
-from stable_sam_cuda.training.sources import prefetched
+from stable_sam_cuda.training.pictures import prefetched
 
 # How often a picture of a set is drawn, against 1: pictures with many objects teach the model to heed its prompt.
 SET_WEIGHTS = {"coco_mini": 2.0, "bsds500": 1.5, "camvid": 1.0, "ccp_clothing": 1.5, "food_plates": 1.5, "ecssd": 0.7}

@@ -26,7 +26,7 @@ from stable_sam_cuda.training.interruption import Interruption
 from stable_sam_cuda.training.record import (
     CHECKPOINT,
     LOG,
-    Scalars,
+    Curves,
     check_contents,
     drop_newer,
     json_line,
@@ -278,7 +278,7 @@ def train(settings: Settings, device: torch.device) -> None:
         for name in (CHECKPOINT, WEIGHTS, LOG):
             (out / name).unlink(missing_ok=True)
     drop_newer(out / LOG, trainer.step)
-    curves = Scalars(out, trainer.step) if settings.tensorboard else None
+    curves = Curves(out, trainer.step) if settings.tensorboard else None
     with (out / LOG).open("a", encoding="utf-8") as log:
 
         def report(record: dict[str, Any]) -> None:
