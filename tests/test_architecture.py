@@ -25,10 +25,10 @@ FLOORS = (  # from the top; a name is a folder's, or that of a file beside the f
     ("ops",),
     ("kernels",),
     ("devices", "files", "progress"),
-    ("extras", "notes", "_extension"),
+    ("extras", "notes"),
 )
 # Files beside the folders that belong to one of them.
-HOMES = dict.fromkeys(("functional", "attention", "offsets", "sampling", "checks", "backends"), "ops")
+HOMES = dict.fromkeys(("functional", "backends"), "ops")
 
 
 class Import(NamedTuple):
