@@ -114,9 +114,14 @@ def extensions() -> list[Extension]:
     return [Extension(f"{PACKAGE}.{name}", files, language="c++") for name, files in sources.items()]
 
 
+def kernel_packages() -> list[str]:
+    """The folder kernels/ and those in it, as the package has them."""
+    return [f"{PACKAGE}.kernels", *(f"{PACKAGE}.kernels.{name}" for name in find_packages("kernels"))]
+
+
 if __name__ == "__main__":
     setup(
-        packages=[*find_packages(include=[PACKAGE, f"{PACKAGE}.*"]), f"{PACKAGE}.kernels"],
+        packages=sorted({*find_packages(include=[PACKAGE, f"{PACKAGE}.*"]), *kernel_packages()}),
         package_dir={f"{PACKAGE}.kernels": "kernels"},
         ext_modules=extensions(),
         cmdclass={"build_ext": BuildOperations},

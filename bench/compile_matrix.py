@@ -37,7 +37,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
-from kernels import attention_plan
+from kernels.attention import plan as attention_plan
 from kernels.launch import Device, NoPlanFitsError, assuming
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -3,13 +3,10 @@
 Whether they are compiled or interpreted is settled by TRITON_INTERPRET at the time of import.
 """
 
-from .attention_backward import sampled_attention_backward
-from .attention_forward import sampled_attention
-from .backward import deformable_sample_backward
-from .forward import deformable_sample
-from .head_backward import offset_head_backward
-from .head_forward import offset_head
+from .attention import sampled_attention, sampled_attention_backward
 from .launch import INTERPRETED, NoPlanFitsError, SmallerPlanWarning
+from .offset_head import offset_head, offset_head_backward
+from .sample import deformable_sample, deformable_sample_backward
 
 __all__ = [
     "INTERPRETED",

@@ -200,7 +200,7 @@ def test_failures_and_what_became_slower_are_named(run_made_up, tmp_path: Path) 
 def test_the_profiler_sees_every_kernel_of_ours() -> None:
     import gpu_calls
 
-    sources = [path.read_text() for folder in ("kernels/*.py", "csrc/cuda/*.cu*") for path in ROOT.glob(folder)]
+    sources = [path.read_text() for folder in ("kernels/**/*.py", "csrc/cuda/*.cu*") for path in ROOT.glob(folder)]
     names = {name for text in sources for name in re.findall(r"^def (\w+_kernel)\(", text, re.MULTILINE)}
     names |= {name for text in sources for name in re.findall(r"__global__[^;{]*?(\w+)\(const", text)}
     assert len(names) >= 15

@@ -13,7 +13,9 @@ from attention_cases import (
     attention_truth,
     make_attention_inputs,
 )
-from stable_sam_cuda.kernels import attention_backward, attention_forward, launch
+from stable_sam_cuda.kernels import launch
+from stable_sam_cuda.kernels.attention import backward as attention_backward
+from stable_sam_cuda.kernels.attention import forward as attention_forward
 from tolerances import Tolerance, assert_matches
 from torch import Tensor
 

@@ -94,14 +94,14 @@ FAULTS = {
         r"FAILED, \w*Error",
     ),
     "product_of_8_columns": Fault(
-        "attention_plan.py",
+        "attention/plan.py",
         "plan(64, (4, 4), 8, 1, precision=precision)",
         "plan(64, (2, 4), 8, 1, precision=precision)",
         "^attention_kernel, attention float32 C=33 1x1 B=1 8",
         "FAILED, (a product of 8 columns|.*K >= 16)",  # the second by Triton itself, before 3.8
     ),
     "shared_memory": Fault(
-        "attention_plan.py",
+        "attention/plan.py",
         "copies * padded * rows * dtype.itemsize",
         "0 * padded * rows * dtype.itemsize",
         "^attention_tiles_kernel, attention bfloat16 C=256 64x64 B=64 160",
@@ -109,7 +109,7 @@ FAULTS = {
         "86",
     ),
     "warp_groups": Fault(
-        "attention_plan.py",
+        "attention/plan.py",
         "_LONG_SIDE = 32",
         "_LONG_SIDE = 64",
         "^attention_kernel, attention bfloat16 C=33 64x1 B=64 72",
@@ -117,7 +117,7 @@ FAULTS = {
         "90",
     ),
     "trap": Fault(
-        "attention_tile.py",
+        "attention/tile.py",
         "    return tl.dot(left, right, acc=acc, input_precision=PRECISION)",
         "    return acc",
         "^attention_rows_kernel, attention float32 C=33 1x1 B=1 8",

@@ -17,11 +17,12 @@ from sample_inputs import (
     output_batch,
     truth,
 )
+from stable_sam_cuda.kernels.sample import gather
 from tolerances import BACKWARD, FORWARD, SUMMED_AFTER_ROUNDING, Tolerance, assert_matches
 from torch import Tensor
 
 import stable_sam_cuda
-from stable_sam_cuda import Backend, backends, kernels
+from stable_sam_cuda import Backend, backends
 from stable_sam_cuda.ops import libraries, reference
 
 DEVICE = "cpu" if libraries.triton_interprets() else "cuda"
@@ -40,7 +41,7 @@ HALF_CASES = {"routed", "pixel_amplitude", "channel_amplitude", "strided", "33_c
 @pytest.fixture
 def large_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     if libraries.triton_interprets():
-        monkeypatch.setattr(kernels.backward, "_TARGETS_TILE", (4, 8))
+        monkeypatch.setattr(gather, "_TARGETS_TILE", (4, 8))
 
 
 def tolerance(table: dict[torch.dtype, Tolerance], dtype: torch.dtype) -> Tolerance:

@@ -12,7 +12,10 @@ from attention_cases import (
     attention_truth,
     make_attention_inputs,
 )
-from stable_sam_cuda.kernels import attention_backward, attention_forward, attention_plan, launch
+from stable_sam_cuda.kernels import launch
+from stable_sam_cuda.kernels.attention import backward as attention_backward
+from stable_sam_cuda.kernels.attention import forward as attention_forward
+from stable_sam_cuda.kernels.attention import plan as attention_plan
 from triton.runtime.errors import OutOfResources
 
 import stable_sam_cuda

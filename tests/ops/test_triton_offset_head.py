@@ -6,7 +6,8 @@ The interpreter runs each operation of each program in Python, so the cases are 
 import pytest
 import torch
 from head_cases import HEAD_NAMES, HeadCase, assert_head_matches, head_truth, make_head_inputs, run_and_differentiate
-from stable_sam_cuda.kernels import head_backward, head_plan
+from stable_sam_cuda.kernels.offset_head import backward as head_backward
+from stable_sam_cuda.kernels.offset_head import plan as head_plan
 from torch import Tensor
 
 import stable_sam_cuda

@@ -35,7 +35,8 @@ def test_wheel_holds_the_package_and_nothing_else(distributions: Path, source_tr
     assert {top for top in tops if not top.endswith(".dist-info")} == {"stable_sam_cuda"}
     assert any(name.startswith("stable_sam_cuda/_ops_cpu.") for name in names)
     assert any(name.startswith("stable_sam_cuda/_C.") for name in names)
-    kernels = {f"stable_sam_cuda/kernels/{path.name}" for path in (source_tree / "kernels").glob("*.py")}
+    paths = (source_tree / "kernels").rglob("*.py")
+    kernels = {f"stable_sam_cuda/{path.relative_to(source_tree)}" for path in paths}
     assert kernels and kernels <= set(names)
     assert {"stable_sam_cuda/py.typed", "stable_sam_cuda/weights/sam_lite.safetensors"} <= set(names)
     assert any(name.endswith("LICENSE") for name in names)

@@ -13,12 +13,41 @@ of the prompts is summed by programs of its own, prompt after prompt, and the ca
 The window is at most the map, so any max_offset is exact: it only costs more tests.
 """
 
+import math
+
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from .launch import NUMBERS, SMALL
-from .location import displace, tap_weight, touches
-from .tiles import batch_start, load_offsets, pixel_start, pixels_of, tile_pixels, tiles_of
+from ..launch import (
+    NUMBERS,
+    SMALL,
+    WARPS,
+    channel_alignment,
+    channel_block,
+    device_of,
+    launch,
+    split_evenly,
+    tile_count,
+)
+from ..location import (
+    batch_start,
+    displace,
+    load_offsets,
+    pixel_start,
+    pixels_of,
+    tap_weight,
+    tile_pixels,
+    tiles_of,
+    touches,
+)
+from ..shapes import SamplingInputs, SamplingShape, empty_channels_last
+
+_LOCATIONS_TILE = (8, 32)
+_TARGETS_TILE = (2, 2)  # with 128 bytes of channels each, one warp of 16-byte loads
+_CHANNELS_IN_REGISTERS = 256  # of each target, in the gather
+_GATHERS = 16  # programs of the gather, of one warp each, that a multiprocessor runs at once
 
 
 @triton.jit(do_not_specialize=NUMBERS, do_not_specialize_on_alignment=SMALL)
@@ -144,3 +173,65 @@ def gather_kernel(
     grad_features += share * pixels * channels
     mask = inside[None, :, None] & in_channels
     tl.store(grad_features + own, total.to(grad_features.dtype.element_ty), mask=mask)
+
+
+def gather_radius(max_offset: float, shape: SamplingShape) -> int:
+    """How far a target can lie from a pixel that samples it, no farther than the map goes.
+
+    At least 1, because a NaN location has the next pixel among its taps whatever the maximal offset.
+    """
+    return max(1, math.ceil(min(abs(max_offset), max(shape.height, shape.width))))
+
+
+def gather_features(grad_features: Tensor, grad_output: Tensor, inputs: SamplingInputs, max_offset: float) -> None:
+    """Fill (1 or B, C, H, W); summed over prompts where the features' batch of 1 was broadcast."""
+    device, shape = grad_output.device, inputs.shape
+    offsets_batch = inputs.offsets.shape[0]
+    locations = torch.empty((offsets_batch, 2, shape.height, shape.width), dtype=torch.float32, device=device)
+    launch(
+        locations_kernel,
+        offsets_batch * tile_count(shape.height, shape.width, _LOCATIONS_TILE),
+        device,
+        locations,
+        inputs.offsets,
+        shape,
+        max_offset,
+        TILE_Y=_LOCATIONS_TILE[0],
+        TILE_X=_LOCATIONS_TILE[1],
+        num_warps=WARPS,
+    )
+    block = channel_block(inputs.features)
+    blocks = min(_CHANNELS_IN_REGISTERS // block, triton.next_power_of_2(triton.cdiv(shape.channels, block)))
+    channel_groups = triton.cdiv(shape.channels, block * blocks)
+    radius = gather_radius(max_offset, shape)
+    programs = tile_count(shape.height, shape.width, _TARGETS_TILE) * channel_groups
+    shares, prompts_of_share, sums = inputs.batch, 1, grad_features
+    if grad_features.shape[0] < inputs.batch:
+        shares, prompts_of_share = split_evenly(programs, inputs.batch, _GATHERS, device_of(grad_output))
+        sums = empty_channels_last(shares, grad_features, torch.float32)
+    launch(
+        gather_kernel,
+        shares * programs,
+        device,
+        sums,
+        grad_output,
+        locations,
+        inputs.alpha,
+        inputs.amplitude,
+        shape,
+        0 if offsets_batch == 1 else locations[0].numel(),
+        inputs.batch,
+        prompts_of_share,
+        min(2 * radius + 1, shape.height),
+        radius,
+        WINDOW_WIDTH=min(2 * radius + 1, shape.width),
+        AMPLITUDE_PER_CHANNEL=inputs.amplitude_channels > 1,
+        CHANNEL_ALIGNMENT=channel_alignment(inputs.features),
+        CHANNEL_BLOCK=block,
+        CHANNEL_BLOCKS=blocks,
+        TILE_Y=_TARGETS_TILE[0],
+        TILE_X=_TARGETS_TILE[1],
+        num_warps=1,
+    )
+    if sums is not grad_features:
+        grad_features.copy_(sums.sum(0, keepdim=True))

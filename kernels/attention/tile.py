@@ -7,8 +7,8 @@ at a time. Axes in names and shapes: R query rows, P pixels of a tile, K channel
 import triton
 import triton.language as tl
 
-from .launch import INTERPRETED
-from .location import sample_axis
+from ..launch import INTERPRETED
+from ..location import sample_axis
 
 _INTERPRETED = tl.constexpr(INTERPRETED)
 

@@ -14,19 +14,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .attention_inputs import AttentionInputs, prepare_attention
-from .attention_plan import (
-    ROWS_KERNEL,
-    TILES_KERNEL,
-    AttentionPlan,
-    forward_plans,
-    plan_name,
-    rows_plans,
-    tiles_plans,
-)
-from .attention_tile import calibrated_chunk, dot, find_taps, load_chunk, store_chunk
-from .launch import NUMBERS, SMALL, WARPS, device_of, fitting_plans, launch, run_best, split_evenly, tile_count
-from .tiles import batch_start, load_offsets, tile_pixels, tiles_of
+from ..launch import NUMBERS, SMALL, WARPS, device_of, fitting_plans, launch, run_best, split_evenly, tile_count
+from ..location import batch_start, load_offsets, tile_pixels, tiles_of
+from ..shapes import AttentionInputs, prepare_attention
+from .plan import ROWS_KERNEL, TILES_KERNEL, AttentionPlan, forward_plans, plan_name, rows_plans, tiles_plans
+from .tile import calibrated_chunk, dot, find_taps, load_chunk, store_chunk
 
 _SPLITS_AT_A_TIME = 16  # of the merge
 

@@ -1,16 +1,21 @@
-"""Gradients that belong to the output's own pixels: offsets, alpha, amplitude and (one prompt each) identity.
+"""Backward of deformable_sample: which kernels run for which gradients, and with which block sizes.
 
-One pass over the incoming gradient: one program per 2-D tile of pixels, which it walks through a cache line of
-channels at a time, as the forward does. The sums over channels stay in registers; alpha's sum over
-pixels leaves one partial sum a tile, added up in fixed order by the caller.
+Nothing is kept from the forward but its inputs. Every kernel gathers and every sum has a fixed order,
+so the result is the same bit for bit in each run, asked for or not.
 """
 
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from .launch import NUMBERS, SMALL
-from .location import sample_axis
-from .tiles import batch_start, load_offsets, pixel_start, pixels_of, tile_pixels, tiles_of
+from ..launch import NUMBERS, SMALL, WARPS, channel_alignment, channel_block, launch, pixel_tile, tile_count
+from ..location import batch_start, load_offsets, pixel_start, pixels_of, sample_axis, tile_pixels, tiles_of
+from ..shapes import SamplingInputs, channels_last, empty_channels_last, prepare_inputs
+from .gather import gather_features
+
+_PIXELS_LOADS = 2  # of each thread, for each tensor and each block of channels
+_IDENTITY_BLOCK = 1024
 
 
 @triton.jit(do_not_specialize=NUMBERS, do_not_specialize_on_alignment=SMALL)
@@ -128,3 +133,143 @@ def pixels_kernel(
         alpha_partials += program.to(tl.int64) * 2
         tl.store(alpha_partials, tl.sum(tl.where(inside, pixel_amplitude * sum_sample, 0.0)))
         tl.store(alpha_partials + 1, tl.sum(sum_identity))
+
+
+@triton.jit(do_not_specialize=NUMBERS, do_not_specialize_on_alignment=SMALL)
+def identity_sum_kernel(
+    grad_identity,  # [H * W * C]
+    grad_output,  # [B, H * W * C]
+    alpha,  # [B, 2]
+    elements,
+    prompts,
+    ALIGNMENT: tl.constexpr,  # divides the elements
+    BLOCK: tl.constexpr,
+):
+    element = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    elements = (elements // ALIGNMENT) * ALIGNMENT
+    mask = element < elements
+    total = tl.zeros([BLOCK], tl.float32)
+    for prompt in range(0, prompts):
+        scale = tl.load(alpha + prompt * 2 + 1).to(tl.float32)
+        grad = tl.load(grad_output + element, mask=mask, other=0.0)
+        total += scale * grad.to(tl.float32)
+        grad_output += elements
+    tl.store(grad_identity + element, total.to(grad_identity.dtype.element_ty), mask=mask)
+
+
+def _empty_gradients(wanted: list[bool], inputs: SamplingInputs) -> list[Tensor | None]:
+    """Uninitialised gradients of features, offsets, identity, alpha and amplitude; None where not asked for."""
+    batch, features, identity, amplitude = inputs.batch, inputs.features, inputs.identity, inputs.amplitude
+    for_features, for_offsets, for_identity, for_alpha, for_amplitude = wanted
+    return [
+        empty_channels_last(features.shape[0], features) if for_features else None,
+        features.new_empty((batch, 2, *features.shape[2:])) if for_offsets else None,
+        empty_channels_last(identity.shape[0], identity) if for_identity else None,
+        features.new_empty((batch, 2)) if for_alpha else None,
+        empty_channels_last(batch, amplitude) if for_amplitude else None,
+    ]
+
+
+def walk_pixels(
+    grad_offsets: Tensor | None,
+    grad_identity: Tensor | None,
+    grad_alpha: Tensor | None,
+    grad_amplitude: Tensor | None,
+    grad_output: Tensor,
+    inputs: SamplingInputs,
+    max_offset: float,
+) -> None:
+    """Fill those gradients, each with the output's batch, that are given."""
+    device, shape = grad_output.device, inputs.shape
+    amplitude_per_channel = inputs.amplitude_channels > 1
+    # Such an amplitude adds a load, a store and their registers to each vector of channels: half the pixels.
+    tile = pixel_tile(inputs.features, _PIXELS_LOADS // 2 if amplitude_per_channel else _PIXELS_LOADS)
+    tiles = tile_count(shape.height, shape.width, tile)
+    alpha_partials = None
+    if grad_alpha is not None:
+        alpha_partials = torch.empty((inputs.batch, tiles, 2), dtype=torch.float32, device=device)
+    launch(
+        pixels_kernel,
+        inputs.batch * tiles,
+        device,
+        grad_offsets,
+        grad_identity,
+        alpha_partials,
+        grad_amplitude,
+        grad_output,
+        inputs.features,
+        inputs.offsets,
+        inputs.identity,
+        inputs.alpha,
+        inputs.amplitude,
+        shape,
+        max_offset,
+        AMPLITUDE_PER_CHANNEL=amplitude_per_channel,
+        CHANNEL_ALIGNMENT=channel_alignment(inputs.features),
+        CHANNEL_BLOCK=channel_block(inputs.features),
+        TILE_Y=tile[0],
+        TILE_X=tile[1],
+        num_warps=WARPS,
+    )
+    if alpha_partials is not None:
+        grad_alpha.copy_(alpha_partials.sum(1))
+
+
+def sum_identity(grad_identity: Tensor, grad_output: Tensor, inputs: SamplingInputs) -> None:
+    """Fill (1, C, H, W) with the sum over prompts."""
+    elements = grad_identity.numel()
+    launch(
+        identity_sum_kernel,
+        triton.cdiv(elements, _IDENTITY_BLOCK),
+        grad_output.device,
+        grad_identity,
+        grad_output,
+        inputs.alpha,
+        elements,
+        inputs.batch,
+        ALIGNMENT=channel_alignment(inputs.features),
+        BLOCK=_IDENTITY_BLOCK,
+        num_warps=WARPS,
+    )
+
+
+def deformable_sample_backward(
+    grad_output: Tensor,
+    features: Tensor,
+    offsets: Tensor,
+    identity: Tensor | None,
+    alpha: Tensor | None,
+    amplitude: Tensor | None,
+    max_offset: float,
+    grad_mask: int,
+    deterministic: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Triton's backward of the op in ops/schema.py, where shapes and ``grad_mask`` are explained.
+
+    ``deterministic`` changes nothing: there is no other way here. Raises TypeError for an unsupported dtype.
+    """
+    inputs = prepare_inputs(features, offsets, identity, alpha, amplitude)
+    given = (features, offsets, identity, alpha, amplitude)
+    wanted = [bool(grad_mask >> bit & 1) and tensor is not None for bit, tensor in enumerate(given)]
+    gradients = _empty_gradients(wanted, inputs)
+    grad_features, grad_offsets, grad_identity, grad_alpha, grad_amplitude = gradients
+
+    if grad_output.numel() == 0:
+        for gradient in gradients:
+            if gradient is not None:
+                gradient.zero_()
+    else:
+        grad_output, max_offset = channels_last(grad_output), float(max_offset)
+        if grad_features is not None:
+            gather_features(grad_features, grad_output, inputs, max_offset)
+        identity_of_each = grad_identity
+        if grad_identity is not None and alpha is None:
+            identity_of_each = None
+            grad_identity.zero_()
+        elif grad_identity is not None and grad_identity.shape[0] < inputs.batch:
+            identity_of_each = None
+            sum_identity(grad_identity, grad_output, inputs)
+        asked = (grad_offsets, identity_of_each, grad_alpha, grad_amplitude)
+        if any(gradient is not None for gradient in asked):
+            walk_pixels(*asked, grad_output, inputs, max_offset)
+    return tuple(grad_output.new_empty(0) if gradient is None else gradient for gradient in gradients)

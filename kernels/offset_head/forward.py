@@ -8,9 +8,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .head_plan import head_plan, prepare_head
-from .head_tile import depthwise, groups_of, load_row, normal_distribution, normalise, tile_groups
-from .launch import NUMBERS, SMALL, launch, tile_count
+from ..launch import NUMBERS, SMALL, launch, tile_count
+from .plan import head_plan, prepare_head
+from .tile import depthwise, groups_of, load_row, normal_distribution, normalise, tile_groups
 
 
 @triton.jit(do_not_specialize=NUMBERS, do_not_specialize_on_alignment=SMALL)

@@ -9,10 +9,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import NUMBERS, SMALL, WARPS, channel_alignment, channel_block, launch, pixel_tile, tile_count
-from .location import sample_axis
-from .sampling_shape import empty_channels_last, prepare_inputs
-from .tiles import batch_start, load_offsets, pixel_start, pixels_of, tile_pixels, tiles_of
+from ..launch import NUMBERS, SMALL, WARPS, channel_alignment, channel_block, launch, pixel_tile, tile_count
+from ..location import batch_start, load_offsets, pixel_start, pixels_of, sample_axis, tile_pixels, tiles_of
+from ..shapes import empty_channels_last, prepare_inputs
 
 _LOADS = 4  # of each thread, for each tap and each block of channels
 _FILLING_PROGRAMS = 512  # below this number of programs the channel blocks run in parallel, too

@@ -10,7 +10,7 @@ import torch
 import triton
 from torch import Tensor
 
-from .sampling_shape import SUPPORTED_DTYPES, channels_last
+from ..shapes import SUPPORTED_DTYPES, channels_last
 
 _CHANNELS_OF_THREAD = 8  # of one pixel: one 16-byte load of a half type, two of float32
 _FEWEST_CHANNELS = 16

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 import triton
 
-from .launch import Device
+from ..launch import Device
 
 TILES_KERNEL = "sampled_attention's backward"
 ROWS_KERNEL = "sampled_attention's backward by query rows"
