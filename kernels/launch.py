@@ -31,7 +31,6 @@ NUMBERS = (
     "first_row",
     "height",
     "kernel_rows",
-    "key_pe_batch_stride",
     "locations_batch_stride",
     "prompts",
     "prompts_of_share",
@@ -154,7 +153,7 @@ class Plan(Protocol):
 
 P = TypeVar("P", bound=Plan)
 R = TypeVar("R")
-_refused: set[tuple[str, torch.device, Plan]] = set()
+refused: set[tuple[str, torch.device, Plan]] = set()
 
 
 def fitting_plans(name: str, plans: Sequence[P], tensor: Tensor) -> list[P]:
@@ -164,7 +163,7 @@ def fitting_plans(name: str, plans: Sequence[P], tensor: Tensor) -> list[P]:
         NoPlanFitsError: there is none.
     """
     device, limit = tensor.device, device_of(tensor).shared_bytes
-    fitting = [plan for plan in plans if plan.shared_bytes <= limit and (name, device, plan) not in _refused]
+    fitting = [plan for plan in plans if plan.shared_bytes <= limit and (name, device, plan) not in refused]
     if not fitting:
         raise NoPlanFitsError(f"{name} has no block sizes for {device}, where a block may have {limit} shared bytes")
     return fitting
@@ -184,7 +183,7 @@ def run_best(name: str, plans: Sequence[P], tensor: Tensor, run: Callable[[P], R
         try:
             return run(plan)
         except OutOfResources as error:
-            _refused.add((name, tensor.device, plan))
+            refused.add((name, tensor.device, plan))
             what_now = "has no smaller blocks" if plan is fitting[-1] else "takes smaller blocks"
             warnings.warn(f"{name} {what_now} on {tensor.device}: {error}", SmallerPlanWarning, stacklevel=2)
     raise NoPlanFitsError(f"{name} has no block sizes that {tensor.device} does not refuse")

@@ -1,4 +1,7 @@
-"""Sampling location, bilinear weights and their gradients for Triton; the mathematics of csrc/bilinear.h."""
+"""Where a program's pixels lie and where each is sampled: tiles, addresses, locations, bilinear weights, gradients.
+
+The mathematics of csrc/bilinear.h.
+"""
 
 import triton
 import triton.language as tl
@@ -85,13 +88,14 @@ def tile_pixels(tile, shape, TILE_Y: tl.constexpr, TILE_X: tl.constexpr):
 
 
 @triton.jit
-def pixels_of(shape):
+def count_pixels(shape):
     """H * W, int64. A size of 1 is known to the compiler and no tensor: `tl.cast` takes it, a method would not."""
     return tl.cast(shape.height, tl.int64) * shape.width
 
 
 @triton.jit
-def tiles_of(shape, TILE_Y: tl.constexpr, TILE_X: tl.constexpr):
+def count_tiles(shape, TILE_Y: tl.constexpr, TILE_X: tl.constexpr):
+    """Number of tiles of one map."""
     return tl.cdiv(shape.height, TILE_Y) * tl.cdiv(shape.width, TILE_X)
 
 
@@ -110,6 +114,16 @@ def pixel_start(y, x, shape, CHANNEL_ALIGNMENT: tl.constexpr):
     """
     channels = (shape.channels // CHANNEL_ALIGNMENT) * CHANNEL_ALIGNMENT
     return (y.to(tl.int64) * shape.width + x) * channels
+
+
+@triton.jit
+def tap_starts(cell_y, next_y, cell_x, next_x, shape, CHANNEL_ALIGNMENT: tl.constexpr):
+    """`pixel_start` of the four taps, top left, top right, bottom left and bottom right, with an axis for channels."""
+    top_left = pixel_start(cell_y, cell_x, shape, CHANNEL_ALIGNMENT)[:, None]
+    top_right = pixel_start(cell_y, next_x, shape, CHANNEL_ALIGNMENT)[:, None]
+    bottom_left = pixel_start(next_y, cell_x, shape, CHANNEL_ALIGNMENT)[:, None]
+    bottom_right = pixel_start(next_y, next_x, shape, CHANNEL_ALIGNMENT)[:, None]
+    return top_left, top_right, bottom_left, bottom_right
 
 
 @triton.jit

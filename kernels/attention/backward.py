@@ -5,21 +5,18 @@ to features, identity, offsets and alpha; it is the largest temporary and never 
 Nothing is added atomically and every sum has a fixed order, so the result is the same bit for bit in each run.
 """
 
-from typing import NamedTuple
-
 import torch
-import triton
 from torch import Tensor
 
-from ..launch import device_of, launch, run_best, split_evenly, tile_count
-from ..sample.backward import sum_identity, walk_pixels
-from ..sample.gather import gather_features
-from ..shapes import AttentionInputs, SamplingInputs, empty_channels_last, prepare_attention
-from .backward_kernels import attention_rows_kernel, attention_tiles_kernel
+from ..launch import device_of, run_best
+from ..sample.backward import fill_identity_gradient, fill_pixel_gradients
+from ..sample.gather import fill_features_gradient
+from ..shapes import AttentionInputs, SampleInputs, empty_channels_last, prepare_attention
+from .backward_kernels import Incoming, grad_of_rows, grad_of_scores
 from .plan import BACKWARD_TILE, ROWS_KERNEL, TILES_KERNEL, AttentionPlan, plan_name, rows_plans, tiles_plans
 
 QUERY_ROWS, FEATURES, IDENTITY, OFFSETS, ALPHA, KEY_PE = range(6)  # bits of grad_mask
-_BYTES_AT_A_TIME = 64 << 20  # of temporaries: more than fills the device, and much of it stays in the cache
+BYTES_AT_A_TIME = 64 << 20  # of temporaries: more than fills the device, and much of it stays in the cache
 _THROUGH_SAMPLING = (FEATURES, IDENTITY, OFFSETS, ALPHA)
 
 
@@ -28,14 +25,14 @@ class AttentionGradients:
     and key_pe of batch 1, are summed in float32 over the groups, in their order, and rounded once."""
 
     def __init__(self, inputs: AttentionInputs, grad_mask: int) -> None:
-        batch, features = inputs.query_rows.shape[0], inputs.features
+        batch, features = inputs.query_rows.shape[0], inputs.maps.features
         make = {
             QUERY_ROWS: lambda: torch.empty_like(inputs.query_rows),
             FEATURES: lambda: empty_channels_last(features.shape[0], features),
-            IDENTITY: lambda: empty_channels_last(inputs.identity.shape[0], inputs.identity),
+            IDENTITY: lambda: empty_channels_last(inputs.maps.identity.shape[0], inputs.maps.identity),
             OFFSETS: lambda: features.new_empty((batch, 2, *features.shape[2:])),
             ALPHA: lambda: features.new_empty((batch, 2)),
-            KEY_PE: lambda: empty_channels_last(inputs.key_pe.shape[0], inputs.key_pe),
+            KEY_PE: lambda: empty_channels_last(inputs.maps.key_pe.shape[0], inputs.maps.key_pe),
         }
         self._gradients = {bit: made() for bit, made in make.items() if grad_mask >> bit & 1}
         self._sums: dict[int, Tensor] = {}
@@ -74,90 +71,6 @@ class AttentionGradients:
         return tuple(self._gradients.get(bit, self._none) for bit in range(6))
 
 
-class _Incoming(NamedTuple):
-    """What the forward and the op after it have left, of the prompts at hand."""
-
-    grad_pooled: Tensor  # (B, R, C)
-    logsumexp: Tensor  # (B, R) float32
-    expected: Tensor  # (B, R) float32, grad_pooled . pooled
-
-
-def _grad_of_scores(
-    plan: AttentionPlan,
-    inputs: AttentionInputs,
-    incoming: _Incoming,
-    grad_scores: Tensor | None,
-    grad_calibrated: Tensor | None,
-    grad_key_pe: Tensor | None,
-    max_offset: float,
-) -> None:
-    """Fill those gradients that are given."""
-    batch, rows, channels = inputs.query_rows.shape
-    tiles = tile_count(inputs.shape.height, inputs.shape.width, plan.tile)
-    splits, tiles_of_split = split_evenly(batch, tiles, plan.resident, device_of(inputs.features))
-    for first_row in range(0, rows, plan.rows):
-        launch(
-            attention_tiles_kernel,
-            batch * splits,
-            inputs.features.device,
-            grad_scores,
-            grad_calibrated,
-            grad_key_pe,
-            *incoming,
-            inputs.query_rows,
-            inputs.features,
-            inputs.identity,
-            inputs.offsets,
-            inputs.alpha,
-            inputs.key_pe,
-            inputs.shape,
-            inputs.key_pe_batch_stride,
-            max_offset,
-            rows,
-            first_row,
-            splits,
-            tiles_of_split,
-            ADD=first_row > 0,
-            CHANNELS=channels,
-            **plan.constants,
-        )
-
-
-def _grad_of_rows(
-    plan: AttentionPlan, inputs: AttentionInputs, grad_query_rows: Tensor, grad_scores: Tensor, max_offset: float
-) -> None:
-    batch, rows, channels = inputs.query_rows.shape
-    row_blocks = triton.cdiv(rows, plan.rows)
-    tiles = tile_count(inputs.shape.height, inputs.shape.width, plan.tile)
-    splits, tiles_of_split = split_evenly(batch * row_blocks, tiles, plan.resident, device_of(inputs.features))
-    sums = grad_query_rows
-    if splits > 1:
-        sums = grad_query_rows.new_empty((batch, splits, rows, channels), dtype=torch.float32)
-    launch(
-        attention_rows_kernel,
-        batch * splits * row_blocks,
-        inputs.features.device,
-        sums,
-        grad_scores,
-        inputs.features,
-        inputs.identity,
-        inputs.offsets,
-        inputs.alpha,
-        inputs.key_pe,
-        inputs.shape,
-        inputs.key_pe_batch_stride,
-        max_offset,
-        rows,
-        row_blocks,
-        splits,
-        tiles_of_split,
-        CHANNELS=channels,
-        **plan.constants,
-    )
-    if splits > 1:
-        grad_query_rows.copy_(sums.sum(1))
-
-
 def sampled_attention_backward(
     grad_pooled: Tensor,
     query_rows: Tensor,
@@ -175,45 +88,45 @@ def sampled_attention_backward(
 
     Raises TypeError for a dtype other than float32, float16 and bfloat16, and `NoPlanFitsError` as `run_best`.
     """
-    inputs = prepare_attention(query_rows, features, identity, offsets, alpha, key_pe)
-    if query_rows.numel() == 0 or inputs.pixels == 0:
+    inputs = prepare_attention(query_rows, features, identity, offsets, alpha, key_pe, max_offset)
+    if query_rows.numel() == 0 or inputs.maps.pixels == 0:
         return AttentionGradients(inputs, grad_mask).zero()
     grad_pooled, logsumexp = grad_pooled.contiguous(), logsumexp.contiguous()
-    incoming = _Incoming(grad_pooled, logsumexp, (grad_pooled.float() * pooled.float()).sum(-1))
+    incoming = Incoming(grad_pooled, logsumexp, (grad_pooled.float() * pooled.float()).sum(-1))
     _, rows, channels = query_rows.shape
-    plans = tiles_plans(inputs.features.dtype, channels, rows, device_of(inputs.features))
+    plans = tiles_plans(inputs.maps.features.dtype, channels, rows, device_of(inputs.maps.features))
 
     def run(plan: AttentionPlan) -> tuple[Tensor, ...]:
-        return _by_groups_of_prompts(plan, inputs, incoming, float(max_offset), grad_mask)
+        return _by_groups_of_prompts(plan, inputs, incoming, grad_mask)
 
-    return run_best(plan_name(TILES_KERNEL, inputs.features.dtype, channels), plans, inputs.features, run)
+    return run_best(plan_name(TILES_KERNEL, inputs.maps.features.dtype, channels), plans, inputs.maps.features, run)
 
 
 def _by_groups_of_prompts(
-    plan: AttentionPlan, inputs: AttentionInputs, incoming: _Incoming, max_offset: float, grad_mask: int
+    plan: AttentionPlan, inputs: AttentionInputs, incoming: Incoming, grad_mask: int
 ) -> tuple[Tensor, ...]:
     gradients = AttentionGradients(inputs, grad_mask)
     if gradients.wanted(*range(6)):
         batch, together = inputs.query_rows.shape[0], _prompts_at_a_time(plan, inputs, gradients)
         for first in range(0, batch, together):
             prompts = slice(first, min(first + together, batch))
-            group = _Incoming(*[tensor[prompts] for tensor in incoming])
-            _fill(plan, gradients, prompts, inputs.of_prompts(prompts), group, max_offset)
+            group = Incoming(*[tensor[prompts] for tensor in incoming])
+            _fill(plan, gradients, prompts, inputs.of_prompts(prompts), group)
     return gradients.finish()
 
 
 def _sums_dtype(plan: AttentionPlan, inputs: AttentionInputs) -> torch.dtype:
     """Of gradients to which blocks of rows add one after the other: float32 where there are several."""
-    return inputs.features.dtype if inputs.query_rows.shape[1] <= plan.rows else torch.float32
+    return inputs.maps.features.dtype if inputs.query_rows.shape[1] <= plan.rows else torch.float32
 
 
 def _prompts_at_a_time(plan: AttentionPlan, inputs: AttentionInputs, gradients: AttentionGradients) -> int:
     batch, rows, channels = inputs.query_rows.shape
     itemsize = _sums_dtype(plan, inputs).itemsize
-    of_pixel = rows * inputs.features.itemsize if gradients.wanted(QUERY_ROWS) else 0
+    of_pixel = rows * inputs.maps.features.itemsize if gradients.wanted(QUERY_ROWS) else 0
     of_pixel += channels * itemsize if gradients.wanted(*_THROUGH_SAMPLING) else 0
     of_pixel += channels * 4 if gradients.wanted(KEY_PE) else 0
-    return max(1, min(batch, _BYTES_AT_A_TIME // (of_pixel * inputs.pixels)))
+    return max(1, min(batch, BYTES_AT_A_TIME // (of_pixel * inputs.maps.pixels)))
 
 
 def _fill(
@@ -221,20 +134,19 @@ def _fill(
     gradients: AttentionGradients,
     prompts: slice,
     inputs: AttentionInputs,
-    incoming: _Incoming,
-    max_offset: float,
+    incoming: Incoming,
 ) -> None:
     """Every gradient of a group of prompts, whose inputs alone ``inputs`` are."""
     batch, rows, channels = inputs.query_rows.shape
-    device, dtype, sums_dtype = inputs.features.device, inputs.features.dtype, _sums_dtype(plan, inputs)
+    device, dtype, sums_dtype = inputs.maps.features.device, inputs.maps.features.dtype, _sums_dtype(plan, inputs)
 
     def image(dtype: torch.dtype) -> Tensor:
-        shape = (batch, channels, inputs.shape.height, inputs.shape.width)
+        shape = (batch, channels, inputs.maps.shape.height, inputs.maps.shape.width)
         return torch.empty(shape, dtype=dtype, device=device, memory_format=torch.channels_last)
 
     grad_scores = grad_calibrated = None
     if gradients.wanted(QUERY_ROWS):
-        tiles = tile_count(inputs.shape.height, inputs.shape.width, BACKWARD_TILE)
+        tiles = inputs.maps.count_tiles(BACKWARD_TILE)
         pixels = BACKWARD_TILE[0] * BACKWARD_TILE[1]
         grad_scores = torch.empty((batch, tiles, pixels, rows), dtype=dtype, device=device)
     if gradients.wanted(*_THROUGH_SAMPLING):
@@ -242,42 +154,38 @@ def _fill(
     own_key_pe = grad_key_pe = gradients.of_prompts(KEY_PE, prompts)
     if gradients.shared(KEY_PE) or (own_key_pe is not None and own_key_pe.dtype != sums_dtype):
         grad_key_pe = image(torch.float32)
-    _grad_of_scores(plan, inputs, incoming, grad_scores, grad_calibrated, grad_key_pe, max_offset)
+    grad_of_scores(plan, inputs, incoming, grad_scores, grad_calibrated, grad_key_pe)
 
     if grad_scores is not None:
         own = gradients.of_prompts(QUERY_ROWS, prompts)
         run_best(
             plan_name(ROWS_KERNEL, dtype, channels),
-            rows_plans(dtype, channels, rows, device_of(inputs.features)),
-            inputs.features,
-            lambda rows_plan: _grad_of_rows(rows_plan, inputs, own, grad_scores, max_offset),
+            rows_plans(dtype, channels, rows, device_of(inputs.maps.features)),
+            inputs.maps.features,
+            lambda rows_plan: grad_of_rows(rows_plan, inputs, own, grad_scores),
         )
     if gradients.shared(KEY_PE):
         gradients.add(KEY_PE, grad_key_pe.sum(0, keepdim=True))
     elif own_key_pe is not grad_key_pe:
         own_key_pe.copy_(grad_key_pe)
     if grad_calibrated is not None:
-        _through_sampling(gradients, prompts, inputs.sampling, grad_calibrated, max_offset)
+        _through_sampling(gradients, prompts, inputs.sample, grad_calibrated)
 
 
 def _through_sampling(
-    gradients: AttentionGradients,
-    prompts: slice,
-    sampling: SamplingInputs,
-    grad_calibrated: Tensor,
-    max_offset: float,
+    gradients: AttentionGradients, prompts: slice, sample: SampleInputs, grad_calibrated: Tensor
 ) -> None:
     """From u on: the backward of deformable_sample."""
     if gradients.wanted(FEATURES):
         target = gradients.of_prompts(FEATURES, prompts)
         sum_of_group = gradients.empty_sum(FEATURES) if target is None else target
-        gather_features(sum_of_group, grad_calibrated, sampling, max_offset)
+        fill_features_gradient(sum_of_group, grad_calibrated, sample)
         if target is None:
             gradients.add(FEATURES, sum_of_group)
     if gradients.shared(IDENTITY):
         sum_of_group = gradients.empty_sum(IDENTITY)
-        sum_identity(sum_of_group, grad_calibrated, sampling)
+        fill_identity_gradient(sum_of_group, grad_calibrated, sample)
         gradients.add(IDENTITY, sum_of_group)
     of_each = [gradients.of_prompts(bit, prompts) for bit in (OFFSETS, IDENTITY, ALPHA)]
     if any(gradient is not None for gradient in of_each):
-        walk_pixels(*of_each, None, grad_calibrated, sampling, max_offset)
+        fill_pixel_gradients(*of_each, None, grad_calibrated, sample)

@@ -2,9 +2,9 @@
 
 One program per prompt, block of query rows and share of the map. It walks over its tiles of pixels with a running
 softmax: a tile's u is blended once, gives the scores (keys times rows) and is then what the weights average.
-Where prompts are few the map is shared among programs; `_merge_kernel` joins their results in a fixed order.
+Where prompts are few the map is shared among programs; `merge_kernel` joins their results in a fixed order.
 
-Pixels, and then channels, are the long side of the products, query rows the short one; attention_tile.dot says why.
+Pixels, and then channels, are the long side of the products, query rows the short one; tile.dot says why.
 """
 
 import math
@@ -14,28 +14,30 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..launch import NUMBERS, SMALL, WARPS, device_of, fitting_plans, launch, run_best, split_evenly, tile_count
-from ..location import batch_start, load_offsets, tile_pixels, tiles_of
+from ..launch import NUMBERS, SMALL, WARPS, device_of, fitting_plans, launch, run_best, split_evenly
 from ..shapes import AttentionInputs, prepare_attention
 from .plan import ROWS_KERNEL, TILES_KERNEL, AttentionPlan, forward_plans, plan_name, rows_plans, tiles_plans
-from .tile import calibrated_chunk, dot, find_taps, load_chunk, store_chunk
+from .tile import (
+    dot,
+    keys_and_values,
+    load_chunk,
+    load_raw_offsets,
+    locate_tile,
+    maps_of_prompt,
+    store_chunk,
+    tiles_of_share,
+)
 
 _SPLITS_AT_A_TIME = 16  # of the merge
 
 
 @triton.jit(do_not_specialize=NUMBERS, do_not_specialize_on_alignment=SMALL)
-def _attention_kernel(
+def attention_kernel(
     pooled,  # [B, splits, R, C]
     logsumexp,  # [B, splits, R] float32
     query_rows,  # [B, R, C]
-    features,  # [1 or B, H, W, C]
-    identity,  # [1 or B, H, W, C]
-    offsets,  # [1 or B, 2, H, W], any strides
+    maps,
     alpha,  # [B, 2]
-    key_pe,  # [1 or B, H, W, C]
-    shape,
-    key_pe_batch_stride,
-    max_offset,
     rows,
     row_blocks,
     splits,
@@ -51,19 +53,14 @@ def _attention_kernel(
     CHUNKS: tl.constexpr = (CHANNELS + CHUNK - 1) // CHUNK
     ALL_CHANNELS: tl.constexpr = CHUNK * CHUNKS == CHANNELS
     LOG2_E: tl.constexpr = 1.4426950408889634
-    dtype = features.dtype.element_ty
+    dtype = maps.features.dtype.element_ty
     program = tl.program_id(0)
     row = (program % row_blocks) * ROWS + tl.arange(0, ROWS)
     is_row = row < rows
     share = program // row_blocks  # of one prompt's map
     prompt = (share // splits).to(tl.int64)
     query_rows += prompt * rows * CHANNELS
-    features += batch_start(prompt, shape.features_batch_stride, CHANNELS)
-    identity += batch_start(prompt, shape.identity_batch_stride, CHANNELS)
-    key_pe += batch_start(prompt, key_pe_batch_stride, CHANNELS)
-    alpha += prompt * 2
-    sample_scale = tl.load(alpha).to(tl.float32)
-    identity_scale = tl.load(alpha + 1).to(tl.float32)
+    maps = maps_of_prompt(maps, alpha, prompt, CHANNELS)
 
     queries = ()
     averages = ()
@@ -75,33 +72,23 @@ def _attention_kernel(
     highest = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
 
-    first_tile = (share % splits) * tiles_of_split
-    last_tile = tl.minimum(first_tile + tiles_of_split, tiles_of(shape, TILE_Y, TILE_X))
+    first_tile, last_tile, _tiles = tiles_of_share(share, maps.shape, splits, tiles_of_split, TILE_Y, TILE_X)
+    raw_offsets = ()
     if OFFSETS_AHEAD:
-        y, x, inside = tile_pixels(first_tile, shape, TILE_Y, TILE_X)
-        raw_x, raw_y = load_offsets(offsets, prompt, y, x, inside, shape)
+        raw_offsets = load_raw_offsets(maps, first_tile, TILE_Y, TILE_X)
     for tile in range(first_tile, last_tile):
-        y, x, inside = tile_pixels(tile, shape, TILE_Y, TILE_X)
-        own = y * shape.width + x
-        if not OFFSETS_AHEAD:
-            raw_x, raw_y = load_offsets(offsets, prompt, y, x, inside, shape)
-        taps, weights = find_taps(raw_x, raw_y, y, x, sample_scale, max_offset, shape)
+        pixels = locate_tile(maps, tile, raw_offsets, TILE_Y, TILE_X, OFFSETS_AHEAD)
 
         values = ()
         scores = tl.zeros([TILE_Y * TILE_X, ROWS], tl.float32)
         for k in tl.static_range(CHUNKS):
             channel = k * CHUNK + tl.arange(0, CHUNK)
-            calibrated = calibrated_chunk(
-                features, identity, own, taps, weights, identity_scale, channel, inside, CHANNELS, ALL_CHANNELS
-            )
-            encoding = load_chunk(key_pe, own, channel, inside, CHANNELS, ALL_CHANNELS).to(tl.float32)
-            keys = (calibrated + encoding).to(dtype)
+            keys, value = keys_and_values(maps, pixels, channel, CHANNELS, ALL_CHANNELS)
             scores = dot(keys, queries[k], scores, PRECISION)
-            values = values + (calibrated.to(dtype),)
-        scores = tl.where(inside[:, None], scores, float("-inf"))
+            values = values + (value.to(dtype),)
+        scores = tl.where(pixels.inside[:, None], scores, float("-inf"))
         if OFFSETS_AHEAD:
-            y, x, inside = tile_pixels(tile + 1, shape, TILE_Y, TILE_X)
-            raw_x, raw_y = load_offsets(offsets, prompt, y, x, inside, shape)
+            raw_offsets = load_raw_offsets(maps, tile + 1, TILE_Y, TILE_X)
 
         higher = tl.maximum(highest, tl.max(scores, axis=0))
         # Scores of -inf alone must not give the NaN of inf - inf. Subtracting before scaling keeps
@@ -126,7 +113,7 @@ def _attention_kernel(
 
 
 @triton.jit(do_not_specialize=NUMBERS, do_not_specialize_on_alignment=SMALL)
-def _merge_kernel(
+def merge_kernel(
     pooled,  # [B, R, C]
     logsumexp,  # [B, R] float32
     pooled_parts,  # [B, splits, R, C] float32
@@ -180,46 +167,38 @@ def sampled_attention(
 
     Raises TypeError for a dtype other than float32, float16 and bfloat16, and `NoPlanFitsError` as `run_best`.
     """
-    inputs = prepare_attention(query_rows, features, identity, offsets, alpha, key_pe)
+    inputs = prepare_attention(query_rows, features, identity, offsets, alpha, key_pe, max_offset)
     batch, rows, channels = query_rows.shape
     pooled = query_rows.new_empty((batch, rows, channels))
     logsumexp = query_rows.new_empty((batch, rows), dtype=torch.float32)
-    if inputs.pixels == 0 or channels == 0 or logsumexp.numel() == 0:
+    if inputs.maps.pixels == 0 or channels == 0 or logsumexp.numel() == 0:
         return _without_scores(pooled, logsumexp, inputs)
-    dtype = inputs.features.dtype
+    dtype = features.dtype
     sizes = (dtype, channels, rows, device_of(pooled))
     for kernel, plans in ((TILES_KERNEL, tiles_plans(*sizes)), (ROWS_KERNEL, rows_plans(*sizes))):
         fitting_plans(plan_name(kernel, dtype, channels), plans, pooled)  # both directions or none
     name = plan_name("sampled_attention", dtype, channels)
-    run_best(name, forward_plans(*sizes), pooled, lambda plan: _attend(pooled, logsumexp, inputs, max_offset, plan))
+    run_best(name, forward_plans(*sizes), pooled, lambda plan: _attend(pooled, logsumexp, inputs, plan))
     return pooled, logsumexp
 
 
-def _attend(pooled: Tensor, logsumexp: Tensor, inputs: AttentionInputs, max_offset: float, plan: AttentionPlan) -> None:
+def _attend(pooled: Tensor, logsumexp: Tensor, inputs: AttentionInputs, plan: AttentionPlan) -> None:
     """Fill both results."""
     batch, rows, channels = pooled.shape
     row_blocks = triton.cdiv(rows, plan.rows)
-    tiles = tile_count(inputs.shape.height, inputs.shape.width, plan.tile)
+    tiles = inputs.maps.count_tiles(plan.tile)
     splits, tiles_of_split = split_evenly(batch * row_blocks, tiles, plan.resident, device_of(pooled))
     pooled_parts, logsumexp_parts = pooled, logsumexp
     if splits > 1:
         pooled_parts = logsumexp.new_empty((batch, splits, rows, channels))
         logsumexp_parts = logsumexp.new_empty((batch, splits, rows))
     launch(
-        _attention_kernel,
+        attention_kernel,
         batch * splits * row_blocks,
         pooled.device,
         pooled_parts,
         logsumexp_parts,
-        inputs.query_rows,
-        inputs.features,
-        inputs.identity,
-        inputs.offsets,
-        inputs.alpha,
-        inputs.key_pe,
-        inputs.shape,
-        inputs.key_pe_batch_stride,
-        float(max_offset),
+        *inputs,
         rows,
         row_blocks,
         splits,
@@ -229,7 +208,7 @@ def _attend(pooled: Tensor, logsumexp: Tensor, inputs: AttentionInputs, max_offs
     )
     if splits > 1:
         launch(
-            _merge_kernel,
+            merge_kernel,
             batch * rows,
             pooled.device,
             pooled,
@@ -247,5 +226,5 @@ def _attend(pooled: Tensor, logsumexp: Tensor, inputs: AttentionInputs, max_offs
 
 def _without_scores(pooled: Tensor, logsumexp: Tensor, inputs: AttentionInputs) -> tuple[Tensor, Tensor]:
     """A softmax over nothing, or over scores that are all 0 because there are no channels."""
-    lowest = math.log(inputs.pixels) if inputs.pixels else -math.inf
+    lowest = math.log(inputs.maps.pixels) if inputs.maps.pixels else -math.inf
     return pooled.zero_(), logsumexp.fill_(lowest)

@@ -15,7 +15,7 @@ TILES_KERNEL = "sampled_attention's backward"
 ROWS_KERNEL = "sampled_attention's backward by query rows"
 BACKWARD_TILE = (4, 8)  # of both kernels: the second reads what the first has written by tiles
 _SUMS = 64 * 256  # rows times channels whose sums in float32 fill half of the registers of 4 warps
-_LONG_SIDE = 32  # channels of a product that is rows of attention_tile.dot's result: fewer than 64
+_LONG_SIDE = 32  # channels of a product that is rows of tile.dot's result: fewer than 64
 
 
 class AttentionPlan(NamedTuple):

@@ -12,11 +12,20 @@ import triton.language as tl
 from torch import Tensor
 
 from ..launch import NUMBERS, SMALL, device_of, launch, split_evenly, tile_count
-from ..shapes import empty_channels_last
-from .plan import HeadInputs, head_plan, hidden_plan, prepare_head, rows_of_taps, split_table, taps_plan
-from .tile import depthwise, groups_of, load_pixels, load_row, normal_distribution, normalise, store_pixels, tile_groups
+from ..shapes import HeadInputs, HeadParameters, empty_channels_last, prepare_head, split_table
+from .plan import head_plan, hidden_plan, rows_of_taps, taps_plan
+from .tile import (
+    depthwise,
+    find_hidden,
+    load_pixels,
+    locate_tile,
+    normal_distribution,
+    normalise,
+    pixels_of_column,
+    store_pixels,
+)
 
-_BYTES_AT_A_TIME = 32 << 20  # of the temporary: fills the device, and stays in the cache of a large one
+BYTES_AT_A_TIME = 32 << 20  # of the temporary: fills the device, and stays in the cache of a large one
 FEATURES, DEPTHWISE_WEIGHT, POINTWISE_BIAS = 0, 1, 6  # bits of grad_mask
 
 
@@ -40,10 +49,13 @@ def offset_head_hidden_kernel(
     TILE_GROUPS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    TAPS: tl.constexpr = KERNEL_SIZE * KERNEL_SIZE
+    """Gradient by the depthwise convolution's output, from the hidden channels computed once more.
+
+    The gradients of all parameters but the taps are sums over pixels of what is in registers here. Each program walks
+    over a share of the tiles and leaves one partial sum of each; the launch adds them up in a fixed order.
+    """
     GROUPS: tl.constexpr = TILE_Y * TILE_GROUPS
     share = tl.program_id(0)
-    tiles = groups_of(height, width, TILE_Y, TILE_GROUPS, COLUMNS)
     channel = tl.arange(0, CHANNEL_BLOCK)
     sum_bias = tl.zeros([GROUPS, CHANNEL_BLOCK], tl.float32)
     sum_norm_weight = tl.zeros([GROUPS, CHANNEL_BLOCK], tl.float32)
@@ -51,49 +63,27 @@ def offset_head_hidden_kernel(
     sum_x = tl.zeros([GROUPS, CHANNEL_BLOCK], tl.float32)
     sum_y = tl.zeros([GROUPS, CHANNEL_BLOCK], tl.float32)
     first = share * tiles_of_share
-    for tile in range(first, tl.minimum(first + tiles_of_share, all_tiles)):
-        prompt = (tile // tiles).to(tl.int64)
-        y, x = tile_groups(tile % tiles, width, TILE_Y, TILE_GROUPS, COLUMNS)
-        map_start = prompt * height * width
-        bias = load_row(table, TAPS, channel, GROUPS, CHANNELS)
-        hidden = depthwise(
-            features + map_start * CHANNELS,
-            table,
-            bias,
-            y,
-            x,
-            height,
-            width,
-            kernel_rows,
-            channel,
-            False,
-            KERNEL_SIZE,
-            CHANNELS,
-            COLUMNS,
-        )
-        # Loaded for each tile anew: registers are dearer here than reads from the cache.
-        norm_weight = load_row(table, TAPS + 1, channel, GROUPS, CHANNELS)
-        norm_bias = load_row(table, TAPS + 2, channel, GROUPS, CHANNELS)
-        weight_x = load_row(table, TAPS + 3, channel, GROUPS, CHANNELS)
-        weight_y = load_row(table, TAPS + 4, channel, GROUPS, CHANNELS)
+    for index in range(first, tl.minimum(first + tiles_of_share, all_tiles)):
+        tile = locate_tile(index, height, width, TILE_Y, TILE_GROUPS, COLUMNS)
+        # Its parameters are loaded for each tile anew: registers are dearer here than reads from the cache.
+        hidden = find_hidden(features, table, tile, kernel_rows, channel, KERNEL_SIZE, CHANNELS, COLUMNS)
         for column in tl.static_range(COLUMNS):
-            pixel = y.to(tl.int64) * width + (x + column)
-            inside = (y < height) & (x + column < width)
-            grad_x = tl.load(grad_output + 2 * map_start + pixel, mask=inside, other=0.0).to(tl.float32)[:, None]
-            grad_y = tl.load(grad_output + 2 * map_start + height * width + pixel, mask=inside, other=0.0)
-            grad_y = grad_y.to(tl.float32)[:, None]
-            normalised, inverse = normalise(hidden[column], channel, eps, CHANNELS)
-            scaled = normalised * norm_weight + norm_bias
+            pixel, inside = pixels_of_column(tile, column)
+            grad_pixel = grad_output + 2 * tile.map_start + pixel
+            grad_x = tl.load(grad_pixel, mask=inside, other=0.0).to(tl.float32)[:, None]
+            grad_y = tl.load(grad_pixel + height * width, mask=inside, other=0.0).to(tl.float32)[:, None]
+            normalised, inverse = normalise(hidden.columns[column], channel, eps, CHANNELS)
+            scaled = normalised * hidden.norm_weight + hidden.norm_bias
             below = normal_distribution(scaled)
             density = 0.3989422804014327 * tl.exp(-0.5 * scaled * scaled)
             # Beyond the last channel all weights are 0, and outside the map the incoming gradients are.
-            grad_scaled = (grad_x * weight_x + grad_y * weight_y) * (below + scaled * density)
-            grad_normalised = grad_scaled * norm_weight
+            grad_scaled = (grad_x * hidden.weight_x + grad_y * hidden.weight_y) * (below + scaled * density)
+            grad_normalised = grad_scaled * hidden.norm_weight
             along = tl.sum(grad_normalised * normalised, axis=1) * (1.0 / CHANNELS)
             mean = tl.sum(grad_normalised, axis=1) * (1.0 / CHANNELS)
             grad = (grad_normalised - mean[:, None] - normalised * along[:, None]) * inverse[:, None]
             if grad_hidden is not None:
-                start = (map_start + pixel) * CHANNELS
+                start = (tile.map_start + pixel) * CHANNELS
                 store_pixels(grad_hidden, grad, start, inside, channel, CHANNELS)
             if partials is not None:
                 sum_bias += grad
@@ -128,21 +118,15 @@ def offset_head_features_kernel(
     COLUMNS: tl.constexpr,
 ):
     """The transposed convolution, as the convolution with its taps reversed: one program per tile of pixels."""
-    program = tl.program_id(0)
-    tiles = groups_of(height, width, TILE_Y, TILE_GROUPS, COLUMNS)
-    y, x = tile_groups(program % tiles, width, TILE_Y, TILE_GROUPS, COLUMNS)
-    map_start = (program // tiles).to(tl.int64) * height * width * CHANNELS
-    grad_hidden += map_start
-    grad_features += map_start
+    tile = locate_tile(tl.program_id(0), height, width, TILE_Y, TILE_GROUPS, COLUMNS)
+    grad_hidden += tile.map_start * CHANNELS
+    grad_features += tile.map_start * CHANNELS
     channel = tl.arange(0, CHANNEL_BLOCK)
     nothing = tl.zeros([TILE_Y * TILE_GROUPS, CHANNEL_BLOCK], tl.float32)
-    sums = depthwise(
-        grad_hidden, table, nothing, y, x, height, width, kernel_rows, channel, True, KERNEL_SIZE, CHANNELS, COLUMNS
-    )
+    sums = depthwise(grad_hidden, table, nothing, tile, kernel_rows, channel, True, KERNEL_SIZE, CHANNELS, COLUMNS)
     for column in tl.static_range(COLUMNS):
-        start = (y.to(tl.int64) * width + (x + column)) * CHANNELS
-        inside = (y < height) & (x + column < width)
-        store_pixels(grad_features, sums[column], start, inside, channel, CHANNELS)
+        pixel, inside = pixels_of_column(tile, column)
+        store_pixels(grad_features, sums[column], pixel * CHANNELS, inside, channel, CHANNELS)
 
 
 @triton.jit(do_not_specialize=NUMBERS, do_not_specialize_on_alignment=SMALL)
@@ -170,26 +154,25 @@ def offset_head_taps_kernel(
     channel = (program % channel_blocks) * CHANNEL_BLOCK + tl.arange(0, CHANNEL_BLOCK)
     first_row = (program // channel_blocks % row_blocks) * ROWS_OF_TAPS
     share = program // channel_blocks // row_blocks
-    tiles = groups_of(height, width, TILE_Y, TILE_GROUPS, COLUMNS)
     sums = ()
     for _ in tl.static_range(ROWS_OF_TAPS * KERNEL_SIZE):
         sums = sums + (tl.zeros([TILE_Y * TILE_GROUPS, CHANNEL_BLOCK], tl.float32),)
 
     first = share * tiles_of_share
-    for tile in range(first, tl.minimum(first + tiles_of_share, all_tiles)):
-        y, x = tile_groups(tile % tiles, width, TILE_Y, TILE_GROUPS, COLUMNS)
-        map_start = (tile // tiles).to(tl.int64) * height * width * CHANNELS
-        start = map_start + (y.to(tl.int64) * width + x) * CHANNELS
+    for index in range(first, tl.minimum(first + tiles_of_share, all_tiles)):
+        tile = locate_tile(index, height, width, TILE_Y, TILE_GROUPS, COLUMNS)
+        map_start = tile.map_start * CHANNELS
+        start = map_start + (tile.y.to(tl.int64) * width + tile.x) * CHANNELS
         grads = ()
         for column in tl.static_range(COLUMNS):
-            inside = (y < height) & (x + column < width)
+            inside = (tile.y < height) & (tile.x + column < width)
             grads = grads + (load_pixels(grad_hidden, start + column * CHANNELS, inside, channel, CHANNELS),)
         for row in tl.static_range(ROWS_OF_TAPS):
-            source_y = y + (first_row + row - RADIUS)
+            source_y = tile.y + (first_row + row - RADIUS)
             in_rows = (source_y >= 0) & (source_y < height)
-            start = map_start + (source_y.to(tl.int64) * width + x) * CHANNELS
+            start = map_start + (source_y.to(tl.int64) * width + tile.x) * CHANNELS
             for i in tl.static_range(COLUMNS + KERNEL_SIZE - 1):
-                source_x = x + (i - RADIUS)
+                source_x = tile.x + (i - RADIUS)
                 inside = in_rows & (source_x >= 0) & (source_x < width)
                 pixel = load_pixels(features, start + (i - RADIUS) * CHANNELS, inside, channel, CHANNELS)
                 before = sums
@@ -209,7 +192,7 @@ def offset_head_taps_kernel(
 
 
 def _grad_of_hidden(
-    grad_hidden: Tensor | None, with_sums: bool, grad_output: Tensor, inputs: HeadInputs, eps: float
+    grad_hidden: Tensor | None, with_sums: bool, grad_output: Tensor, inputs: HeadInputs
 ) -> Tensor | None:
     """Fill the gradient if it is given; the sums (5, C) of the parameters beyond the taps if asked for."""
     batch, channels, height, width = inputs.features.shape
@@ -226,10 +209,8 @@ def _grad_of_hidden(
         grad_output,
         inputs.features,
         inputs.table,
-        height,
-        width,
-        inputs.kernel_size,
-        eps,
+        *inputs.sizes,
+        inputs.eps,
         tiles,
         tiles_of_share,
         KERNEL_SIZE=inputs.kernel_size,
@@ -249,9 +230,7 @@ def _grad_of_features(grad_features: Tensor, grad_hidden: Tensor, inputs: HeadIn
         grad_features,
         grad_hidden,
         inputs.table,
-        height,
-        width,
-        inputs.kernel_size,
+        *inputs.sizes,
         KERNEL_SIZE=inputs.kernel_size,
         CHANNELS=channels,
         **plan.constants,
@@ -289,21 +268,19 @@ def _grad_of_taps(grad_hidden: Tensor, inputs: HeadInputs) -> Tensor:
     return partials.sum(0)
 
 
-def _grad_of_table(
-    grad_features: Tensor | None, wanted: list[bool], grad_output: Tensor, inputs: HeadInputs, eps: float
-) -> Tensor:
+def _grad_of_table(grad_features: Tensor | None, wanted: list[bool], grad_output: Tensor, inputs: HeadInputs) -> Tensor:
     """Fill the features' gradient if it is given; the table's gradient, where asked for."""
     taps = inputs.kernel_size**2
     total = torch.zeros_like(inputs.table, dtype=torch.float32)
     with_taps, with_sums = wanted[DEPTHWISE_WEIGHT], any(wanted[DEPTHWISE_WEIGHT + 1 : POINTWISE_BIAS])
     with_hidden = grad_features is not None or with_taps
     batch = inputs.features.shape[0]
-    together = max(1, min(batch, _BYTES_AT_A_TIME // inputs.features[0].nbytes))
+    together = max(1, min(batch, BYTES_AT_A_TIME // inputs.features[0].nbytes))
     for first in range(0, batch, together):
         prompts = slice(first, min(first + together, batch))
         group = inputs._replace(features=inputs.features[prompts])
         grad_hidden = empty_channels_last(group.features.shape[0], group.features) if with_hidden else None
-        sums = _grad_of_hidden(grad_hidden, with_sums, grad_output[prompts], group, eps)
+        sums = _grad_of_hidden(grad_hidden, with_sums, grad_output[prompts], group)
         if sums is not None:
             total[taps:] += sums
         if grad_features is not None:
@@ -329,14 +306,16 @@ def offset_head_backward(
 
     Raises TypeError for a dtype other than float32, float16 and bfloat16.
     """
-    parameters = (depthwise_weight, depthwise_bias, norm_weight, norm_bias, pointwise_weight, pointwise_bias)
-    inputs = prepare_head(features, *parameters)
+    parameters = HeadParameters(
+        depthwise_weight, depthwise_bias, norm_weight, norm_bias, pointwise_weight, pointwise_bias
+    )
+    inputs = prepare_head(features, parameters, eps)
     wanted = [bool(grad_mask >> bit & 1) for bit in range(7)]
     grad_features = empty_channels_last(features.shape[0], inputs.features) if wanted[FEATURES] else None
     total = torch.zeros_like(inputs.table, dtype=torch.float32)
     grad_output = grad_output.contiguous()
     if features.numel() > 0 and any(wanted[:POINTWISE_BIAS]):
-        total = _grad_of_table(grad_features, wanted, grad_output, inputs, float(eps))
+        total = _grad_of_table(grad_features, wanted, grad_output, inputs)
     gradients = [
         *split_table(total, inputs.kernel_size),
         grad_output.sum((0, 2, 3), dtype=torch.float32) if wanted[POINTWISE_BIAS] else None,
@@ -346,8 +325,8 @@ def offset_head_backward(
         *(
             # A copy even in float32: gradients share no memory with each other.
             gradient.to(features.dtype, memory_format=torch.contiguous_format, copy=True)
-            if asked
+            if is_wanted
             else features.new_empty(0)
-            for gradient, asked in zip(gradients, wanted[1:], strict=True)
+            for gradient, is_wanted in zip(gradients, wanted[1:], strict=True)
         ),
     )

@@ -9,12 +9,13 @@ import triton.language as tl
 from torch import Tensor
 
 from ..launch import NUMBERS, SMALL, launch, tile_count
-from .plan import head_plan, prepare_head
-from .tile import depthwise, groups_of, load_row, normal_distribution, normalise, tile_groups
+from ..shapes import HeadParameters, prepare_head
+from .plan import head_plan
+from .tile import find_hidden, locate_tile, normal_distribution, normalise, pixels_of_column
 
 
 @triton.jit(do_not_specialize=NUMBERS, do_not_specialize_on_alignment=SMALL)
-def _offset_head_kernel(
+def offset_head_kernel(
     output,  # [B, 2, H, W]
     features,  # [B, H, W, C]
     table,  # [k * k + 5, C]
@@ -30,35 +31,21 @@ def _offset_head_kernel(
     TILE_GROUPS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    TAPS: tl.constexpr = KERNEL_SIZE * KERNEL_SIZE
-    GROUPS: tl.constexpr = TILE_Y * TILE_GROUPS
-    program = tl.program_id(0)
-    tiles = groups_of(height, width, TILE_Y, TILE_GROUPS, COLUMNS)
-    prompt = (program // tiles).to(tl.int64)
-    y, x = tile_groups(program % tiles, width, TILE_Y, TILE_GROUPS, COLUMNS)
-    features += prompt * height * width * CHANNELS
-    output += prompt * 2 * height * width
+    tile = locate_tile(tl.program_id(0), height, width, TILE_Y, TILE_GROUPS, COLUMNS)
+    output += 2 * tile.map_start
     channel = tl.arange(0, CHANNEL_BLOCK)
-
-    bias = load_row(table, TAPS, channel, GROUPS, CHANNELS)
-    hidden = depthwise(
-        features, table, bias, y, x, height, width, kernel_rows, channel, False, KERNEL_SIZE, CHANNELS, COLUMNS
-    )
-    norm_weight = load_row(table, TAPS + 1, channel, GROUPS, CHANNELS)
-    norm_bias = load_row(table, TAPS + 2, channel, GROUPS, CHANNELS)
-    weight_x = load_row(table, TAPS + 3, channel, GROUPS, CHANNELS)
-    weight_y = load_row(table, TAPS + 4, channel, GROUPS, CHANNELS)
+    hidden = find_hidden(features, table, tile, kernel_rows, channel, KERNEL_SIZE, CHANNELS, COLUMNS)
     bias_x = tl.load(pointwise_bias).to(tl.float32)
     bias_y = tl.load(pointwise_bias + 1).to(tl.float32)
     dtype = output.dtype.element_ty
     for column in tl.static_range(COLUMNS):
-        normalised, _ = normalise(hidden[column], channel, eps, CHANNELS)
-        scaled = normalised * norm_weight + norm_bias
+        normalised, _ = normalise(hidden.columns[column], channel, eps, CHANNELS)
+        scaled = normalised * hidden.norm_weight + hidden.norm_bias
         activated = scaled * normal_distribution(scaled)
-        at = output + y.to(tl.int64) * width + (x + column)
-        inside = (y < height) & (x + column < width)
-        tl.store(at, (tl.sum(activated * weight_x, axis=1) + bias_x).to(dtype), mask=inside)
-        tl.store(at + height * width, (tl.sum(activated * weight_y, axis=1) + bias_y).to(dtype), mask=inside)
+        pixel, inside = pixels_of_column(tile, column)
+        at = output + pixel
+        tl.store(at, (tl.sum(activated * hidden.weight_x, axis=1) + bias_x).to(dtype), mask=inside)
+        tl.store(at + height * width, (tl.sum(activated * hidden.weight_y, axis=1) + bias_y).to(dtype), mask=inside)
 
 
 def offset_head(
@@ -75,25 +62,25 @@ def offset_head(
 
     Raises TypeError for a dtype other than float32, float16 and bfloat16.
     """
-    parameters = (depthwise_weight, depthwise_bias, norm_weight, norm_bias, pointwise_weight, pointwise_bias)
-    inputs = prepare_head(features, *parameters)
+    parameters = HeadParameters(
+        depthwise_weight, depthwise_bias, norm_weight, norm_bias, pointwise_weight, pointwise_bias
+    )
+    inputs = prepare_head(features, parameters, eps)
     batch, channels, height, width = features.shape
     output = features.new_empty((batch, 2, height, width))
     if output.numel() == 0:
         return output
     plan = head_plan(channels)
     launch(
-        _offset_head_kernel,
+        offset_head_kernel,
         batch * tile_count(height, width, plan.tile),
         output.device,
         output,
         inputs.features,
         inputs.table,
-        inputs.pointwise_bias.contiguous(),
-        height,
-        width,
-        inputs.kernel_size,
-        float(eps),
+        inputs.pointwise_bias,
+        *inputs.sizes,
+        inputs.eps,
         KERNEL_SIZE=inputs.kernel_size,
         CHANNELS=channels,
         **plan.constants,

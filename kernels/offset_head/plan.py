@@ -1,4 +1,4 @@
-"""The inputs of one offset_head call as the kernels read them, and block sizes.
+"""Block sizes of offset_head.
 
 The sizes are chosen by counting, with the compiler's report of registers at hand
 (bench/compile_matrix.py), not by measurement. No call stops to tune itself.
@@ -6,34 +6,13 @@ The sizes are chosen by counting, with the compiler's report of registers at han
 
 from typing import NamedTuple
 
-import torch
 import triton
-from torch import Tensor
-
-from ..shapes import SUPPORTED_DTYPES, channels_last
 
 _CHANNELS_OF_THREAD = 8  # of one pixel: one 16-byte load of a half type, two of float32
 _FEWEST_CHANNELS = 16
 _TILE_ROWS = 8
 _MOST_GROUPS = 64
 _TAPS_REGISTERS = 112  # of a thread, for sums of the gradient of the depthwise weight
-
-
-class HeadInputs(NamedTuple):
-    """Features dense (B, H, W, C); all parameters over the channels in one table of k * k + 5 rows.
-
-    Its rows are the taps of the depthwise kernel, then the depthwise bias, the norm's weight and bias, and the
-    pointwise weights of x and of y. So channels are contiguous for the taps, too, and one small copy prepares all.
-    """
-
-    features: Tensor
-    table: Tensor
-    pointwise_bias: Tensor
-    kernel_size: int
-
-    @property
-    def pixels(self) -> int:
-        return self.features.shape[2] * self.features.shape[3]
 
 
 class HeadPlan(NamedTuple):
@@ -101,34 +80,3 @@ def taps_plan(channels: int, kernel_size: int) -> HeadPlan:
 def rows_of_taps(kernel_size: int) -> int:
     """Rows of the depthwise kernel whose sums fit into the registers of one program."""
     return min(kernel_size, max(1, _TAPS_REGISTERS // (4 * kernel_size)))
-
-
-def prepare_head(
-    features: Tensor,
-    depthwise_weight: Tensor,
-    depthwise_bias: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    pointwise_weight: Tensor,
-    pointwise_bias: Tensor,
-) -> HeadInputs:
-    """Lay out the inputs of one call.
-
-    Raises TypeError for a dtype that the kernels have no instance of.
-    """
-    if features.dtype not in SUPPORTED_DTYPES:
-        raise TypeError(
-            "features must be float32, float16 or bfloat16 for the Triton kernels, "
-            f'got {features.dtype}; backend="reference" takes float64'
-        )
-    rows = (depthwise_weight.flatten(1).t(), depthwise_bias[None], norm_weight[None], norm_bias[None])
-    table = torch.cat((*rows, pointwise_weight.flatten(1)))
-    return HeadInputs(channels_last(features), table, pointwise_bias, depthwise_weight.shape[-1])
-
-
-def split_table(table: Tensor, kernel_size: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The inverse of the table: its parameters in their shapes, without the pointwise bias."""
-    taps = kernel_size**2
-    channels = table.shape[1]
-    depthwise = table[:taps].t().reshape(channels, 1, kernel_size, kernel_size)
-    return depthwise, *table[taps : taps + 3], table[taps + 3 :].reshape(2, channels, 1, 1)

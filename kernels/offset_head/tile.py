@@ -6,24 +6,50 @@ belongs to. The convolution then reads k (COLUMNS + k - 1) / COLUMNS pixels for 
 Axes in names and shapes: G groups, C channels, padded to a power of two.
 """
 
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
 
 
+class Tile(NamedTuple):
+    """The groups of one tile and the map they lie on."""
+
+    map_start: tl.tensor  # index of the map's first pixel among those of all prompts (int64)
+    y: tl.tensor  # G rows (int32)
+    x: tl.tensor  # G first columns (int32)
+    height: tl.tensor
+    width: tl.tensor
+
+
+class Hidden(NamedTuple):
+    """What stands between the features and the offsets, at the pixels of one tile."""
+
+    columns: tl.tuple  # COLUMNS times (G, C) float32: the depthwise convolution
+    norm_weight: tl.tensor  # (G, C) float32; likewise below
+    norm_bias: tl.tensor
+    weight_x: tl.tensor
+    weight_y: tl.tensor
+
+
 @triton.jit
-def tile_groups(tile, width, TILE_Y: tl.constexpr, TILE_GROUPS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Row and first column (int32) of each group of a tile."""
+def locate_tile(tile, height, width, TILE_Y: tl.constexpr, TILE_GROUPS: tl.constexpr, COLUMNS: tl.constexpr):
+    """A `Tile`, counted over the maps of all prompts."""
+    tiles = tl.cdiv(height, TILE_Y) * tl.cdiv(width, TILE_GROUPS * COLUMNS)
+    prompt = (tile // tiles).to(tl.int64)
+    tile = tile % tiles
     tiles_x = tl.cdiv(width, TILE_GROUPS * COLUMNS)
     group = tl.arange(0, TILE_Y * TILE_GROUPS)
     y = (tile // tiles_x) * TILE_Y + group // TILE_GROUPS
     x = ((tile % tiles_x) * TILE_GROUPS + group % TILE_GROUPS) * COLUMNS
-    return y, x
+    return Tile(prompt * height * width, y, x, height, width)
 
 
 @triton.jit
-def groups_of(height, width, TILE_Y: tl.constexpr, TILE_GROUPS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Number of tiles of one map."""
-    return tl.cdiv(height, TILE_Y) * tl.cdiv(width, TILE_GROUPS * COLUMNS)
+def pixels_of_column(tile, column):
+    """Index on the map (int64) of one pixel of each group, and whether it lies inside."""
+    x = tile.x + column
+    return tile.y.to(tl.int64) * tile.width + x, (tile.y < tile.height) & (x < tile.width)
 
 
 @triton.jit
@@ -51,14 +77,35 @@ def store_pixels(image, value, start, inside, channel, CHANNELS: tl.constexpr):
 
 
 @triton.jit
+def find_hidden(
+    features,  # [B, H, W, C]
+    table,  # [k * k + 5, C]
+    tile,
+    kernel_rows,
+    channel,
+    KERNEL_SIZE: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """`Hidden` of a tile. The parameters after the convolution are loaded after it, when registers are free."""
+    TAPS: tl.constexpr = KERNEL_SIZE * KERNEL_SIZE
+    GROUPS: tl.constexpr = tile.y.shape[0]
+    bias = load_row(table, TAPS, channel, GROUPS, CHANNELS)
+    image = features + tile.map_start * CHANNELS
+    columns = depthwise(image, table, bias, tile, kernel_rows, channel, False, KERNEL_SIZE, CHANNELS, COLUMNS)
+    norm_weight = load_row(table, TAPS + 1, channel, GROUPS, CHANNELS)
+    norm_bias = load_row(table, TAPS + 2, channel, GROUPS, CHANNELS)
+    weight_x = load_row(table, TAPS + 3, channel, GROUPS, CHANNELS)
+    weight_y = load_row(table, TAPS + 4, channel, GROUPS, CHANNELS)
+    return Hidden(columns, norm_weight, norm_bias, weight_x, weight_y)
+
+
+@triton.jit
 def depthwise(
     image,  # [H, W, C] of one prompt
     table,  # [k * k, C]
     bias,  # (G, C) float32
-    y,
-    x,
-    height,
-    width,
+    tile,
     kernel_rows,
     channel,
     FLIPPED: tl.constexpr,
@@ -76,18 +123,18 @@ def depthwise(
     for _ in tl.static_range(COLUMNS):
         sums = sums + (bias,)
     for row in range(0, kernel_rows):
-        source_y = y + (row - RADIUS)
-        in_rows = (source_y >= 0) & (source_y < height)
-        start = (source_y.to(tl.int64) * width + x) * CHANNELS
+        source_y = tile.y + (row - RADIUS)
+        in_rows = (source_y >= 0) & (source_y < tile.height)
+        start = (source_y.to(tl.int64) * tile.width + tile.x) * CHANNELS
         taps = ()
         for i in tl.static_range(COLUMNS + KERNEL_SIZE - 1):
             if i < KERNEL_SIZE:
                 tap = row * KERNEL_SIZE + i
                 if FLIPPED:
                     tap = KERNEL_SIZE * KERNEL_SIZE - 1 - tap
-                taps = taps + (load_row(table, tap, channel, y.shape[0], CHANNELS),)
-            source_x = x + (i - RADIUS)
-            inside = in_rows & (source_x >= 0) & (source_x < width)
+                taps = taps + (load_row(table, tap, channel, tile.y.shape[0], CHANNELS),)
+            source_x = tile.x + (i - RADIUS)
+            inside = in_rows & (source_x >= 0) & (source_x < tile.width)
             pixel = load_pixels(image, start + (i - RADIUS) * CHANNELS, inside, channel, CHANNELS)
             before = sums
             sums = ()

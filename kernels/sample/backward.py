@@ -1,4 +1,4 @@
-"""Backward of deformable_sample: which kernels run for which gradients, and with which block sizes.
+"""Backward of deformable_sample. The kernels here fill gradients of the output's own pixels; gather.py, the features'.
 
 Nothing is kept from the forward but its inputs. Every kernel gathers and every sum has a fixed order,
 so the result is the same bit for bit in each run, asked for or not.
@@ -9,10 +9,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..launch import NUMBERS, SMALL, WARPS, channel_alignment, channel_block, launch, pixel_tile, tile_count
-from ..location import batch_start, load_offsets, pixel_start, pixels_of, sample_axis, tile_pixels, tiles_of
-from ..shapes import SamplingInputs, channels_last, empty_channels_last, prepare_inputs
-from .gather import gather_features
+from ..launch import NUMBERS, SMALL, WARPS, channel_alignment, channel_block, launch, pixel_tile
+from ..location import (
+    batch_start,
+    count_pixels,
+    count_tiles,
+    load_offsets,
+    pixel_start,
+    sample_axis,
+    tap_starts,
+    tile_pixels,
+)
+from ..shapes import SampleInputs, channels_last, empty_channels_last, prepare_sample
+from .gather import fill_features_gradient
 
 _PIXELS_LOADS = 2  # of each thread, for each tensor and each block of channels
 _IDENTITY_BLOCK = 1024
@@ -25,26 +34,28 @@ def pixels_kernel(
     alpha_partials,  # [B, tiles, 2] float32
     grad_amplitude,  # [B, H, W, 1 or C]
     grad_output,  # [B, H, W, C]
-    features,  # [1 or B, H, W, C]
-    offsets,  # [1 or B, 2, H, W], any strides
-    identity,  # [1 or B, H, W, C] or None
+    maps,
     alpha,  # [B, 2] or None
-    amplitude,  # [1 or B, H, W, 1 or C] or None
-    shape,
-    max_offset,
     AMPLITUDE_PER_CHANNEL: tl.constexpr,
     CHANNEL_ALIGNMENT: tl.constexpr,
     CHANNEL_BLOCK: tl.constexpr,
     TILE_Y: tl.constexpr,
     TILE_X: tl.constexpr,
 ):
+    """Gradients by offsets, alpha, amplitude and (one prompt each) identity.
+
+    One pass over the incoming gradient: one program per 2-D tile of pixels, which it walks through a cache line of
+    channels at a time, as the forward does. The sums over channels stay in registers; alpha's sum over pixels leaves
+    one partial sum a tile, added up in fixed order by the launch.
+    """
     NEEDS_SAMPLE: tl.constexpr = alpha_partials is not None or grad_amplitude is not None
     NEEDS_TAPS: tl.constexpr = NEEDS_SAMPLE or grad_offsets is not None
+    shape = maps.shape
     program = tl.program_id(0)
-    tiles = tiles_of(shape, TILE_Y, TILE_X)
+    tiles = count_tiles(shape, TILE_Y, TILE_X)
     tile = program % tiles
     prompt = (program // tiles).to(tl.int64)
-    pixels = pixels_of(shape)
+    pixels = count_pixels(shape)
     channels = (shape.channels // CHANNEL_ALIGNMENT) * CHANNEL_ALIGNMENT
 
     y, x, inside = tile_pixels(tile, shape, TILE_Y, TILE_X)
@@ -57,27 +68,26 @@ def pixels_kernel(
     if alpha is not None:
         alpha += prompt * 2
         sample_scale = tl.load(alpha).to(tl.float32)
-        if identity is not None:
+        if maps.identity is not None:
             identity_scale = tl.load(alpha + 1).to(tl.float32)
     pixel_amplitude = tl.full([TILE_Y * TILE_X], 1.0, tl.float32)
-    if amplitude is not None:
-        amplitude += batch_start(
+    if maps.amplitude is not None:
+        amplitude = maps.amplitude + batch_start(
             prompt, shape.amplitude_batch_stride, CHANNEL_ALIGNMENT if AMPLITUDE_PER_CHANNEL else 1
         )
         if not AMPLITUDE_PER_CHANNEL:
             pixel_amplitude = tl.load(amplitude + own_pixel, mask=inside, other=0.0).to(tl.float32)
-    if identity is not None:
-        identity += batch_start(prompt, shape.identity_batch_stride, CHANNEL_ALIGNMENT)
+    if maps.identity is not None:
+        identity = maps.identity + batch_start(prompt, shape.identity_batch_stride, CHANNEL_ALIGNMENT)
 
     if NEEDS_TAPS:
-        raw_x, raw_y = load_offsets(offsets, prompt, y, x, inside, shape)
-        cell_x, next_x, fraction_x, slope_x = sample_axis(x, raw_x, max_offset, shape.width)
-        cell_y, next_y, fraction_y, slope_y = sample_axis(y, raw_y, max_offset, shape.height)
-        features += batch_start(prompt, shape.features_batch_stride, CHANNEL_ALIGNMENT)
-        top_left = pixel_start(cell_y, cell_x, shape, CHANNEL_ALIGNMENT)[:, None]
-        top_right = pixel_start(cell_y, next_x, shape, CHANNEL_ALIGNMENT)[:, None]
-        bottom_left = pixel_start(next_y, cell_x, shape, CHANNEL_ALIGNMENT)[:, None]
-        bottom_right = pixel_start(next_y, next_x, shape, CHANNEL_ALIGNMENT)[:, None]
+        raw_x, raw_y = load_offsets(maps.offsets, prompt, y, x, inside, shape)
+        cell_x, next_x, fraction_x, slope_x = sample_axis(x, raw_x, shape.max_offset, shape.width)
+        cell_y, next_y, fraction_y, slope_y = sample_axis(y, raw_y, shape.max_offset, shape.height)
+        features = maps.features + batch_start(prompt, shape.features_batch_stride, CHANNEL_ALIGNMENT)
+        top_left, top_right, bottom_left, bottom_right = tap_starts(
+            cell_y, next_y, cell_x, next_x, shape, CHANNEL_ALIGNMENT
+        )
         weight_y = fraction_y[:, None]
         weight_x = fraction_x[:, None]
 
@@ -93,7 +103,7 @@ def pixels_kernel(
         if grad_identity is not None:
             passed = (grad * identity_scale).to(grad_identity.dtype.element_ty)
             tl.store(grad_identity + output_batch_start + own + channel, passed, mask=mask)
-        if alpha_partials is not None and identity is not None:
+        if alpha_partials is not None and maps.identity is not None:
             passed = tl.load(identity + own + channel, mask=mask, other=0.0)
             sum_identity += tl.sum(grad * passed.to(tl.float32), axis=1)
         if NEEDS_TAPS:
@@ -145,6 +155,7 @@ def identity_sum_kernel(
     ALIGNMENT: tl.constexpr,  # divides the elements
     BLOCK: tl.constexpr,
 ):
+    """Gradient by an identity that was broadcast over the prompts: the sum over them, in their order."""
     element = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     elements = (elements // ALIGNMENT) * ALIGNMENT
     mask = element < elements
@@ -157,34 +168,32 @@ def identity_sum_kernel(
     tl.store(grad_identity + element, total.to(grad_identity.dtype.element_ty), mask=mask)
 
 
-def _empty_gradients(wanted: list[bool], inputs: SamplingInputs) -> list[Tensor | None]:
+def _empty_gradients(wanted: list[bool], inputs: SampleInputs) -> list[Tensor | None]:
     """Uninitialised gradients of features, offsets, identity, alpha and amplitude; None where not asked for."""
-    batch, features, identity, amplitude = inputs.batch, inputs.features, inputs.identity, inputs.amplitude
+    batch, maps = inputs.batch, inputs.maps
     for_features, for_offsets, for_identity, for_alpha, for_amplitude = wanted
     return [
-        empty_channels_last(features.shape[0], features) if for_features else None,
-        features.new_empty((batch, 2, *features.shape[2:])) if for_offsets else None,
-        empty_channels_last(identity.shape[0], identity) if for_identity else None,
-        features.new_empty((batch, 2)) if for_alpha else None,
-        empty_channels_last(batch, amplitude) if for_amplitude else None,
+        empty_channels_last(maps.features.shape[0], maps.features) if for_features else None,
+        maps.features.new_empty((batch, 2, *maps.features.shape[2:])) if for_offsets else None,
+        empty_channels_last(maps.identity.shape[0], maps.identity) if for_identity else None,
+        maps.features.new_empty((batch, 2)) if for_alpha else None,
+        empty_channels_last(batch, maps.amplitude) if for_amplitude else None,
     ]
 
 
-def walk_pixels(
+def fill_pixel_gradients(
     grad_offsets: Tensor | None,
     grad_identity: Tensor | None,
     grad_alpha: Tensor | None,
     grad_amplitude: Tensor | None,
     grad_output: Tensor,
-    inputs: SamplingInputs,
-    max_offset: float,
+    inputs: SampleInputs,
 ) -> None:
     """Fill those gradients, each with the output's batch, that are given."""
-    device, shape = grad_output.device, inputs.shape
-    amplitude_per_channel = inputs.amplitude_channels > 1
+    device, features = grad_output.device, inputs.maps.features
     # Such an amplitude adds a load, a store and their registers to each vector of channels: half the pixels.
-    tile = pixel_tile(inputs.features, _PIXELS_LOADS // 2 if amplitude_per_channel else _PIXELS_LOADS)
-    tiles = tile_count(shape.height, shape.width, tile)
+    tile = pixel_tile(features, _PIXELS_LOADS // 2 if inputs.amplitude_per_channel else _PIXELS_LOADS)
+    tiles = inputs.maps.count_tiles(tile)
     alpha_partials = None
     if grad_alpha is not None:
         alpha_partials = torch.empty((inputs.batch, tiles, 2), dtype=torch.float32, device=device)
@@ -197,16 +206,11 @@ def walk_pixels(
         alpha_partials,
         grad_amplitude,
         grad_output,
-        inputs.features,
-        inputs.offsets,
-        inputs.identity,
+        inputs.maps,
         inputs.alpha,
-        inputs.amplitude,
-        shape,
-        max_offset,
-        AMPLITUDE_PER_CHANNEL=amplitude_per_channel,
-        CHANNEL_ALIGNMENT=channel_alignment(inputs.features),
-        CHANNEL_BLOCK=channel_block(inputs.features),
+        AMPLITUDE_PER_CHANNEL=inputs.amplitude_per_channel,
+        CHANNEL_ALIGNMENT=channel_alignment(features),
+        CHANNEL_BLOCK=channel_block(features),
         TILE_Y=tile[0],
         TILE_X=tile[1],
         num_warps=WARPS,
@@ -215,7 +219,7 @@ def walk_pixels(
         grad_alpha.copy_(alpha_partials.sum(1))
 
 
-def sum_identity(grad_identity: Tensor, grad_output: Tensor, inputs: SamplingInputs) -> None:
+def fill_identity_gradient(grad_identity: Tensor, grad_output: Tensor, inputs: SampleInputs) -> None:
     """Fill (1, C, H, W) with the sum over prompts."""
     elements = grad_identity.numel()
     launch(
@@ -227,7 +231,7 @@ def sum_identity(grad_identity: Tensor, grad_output: Tensor, inputs: SamplingInp
         inputs.alpha,
         elements,
         inputs.batch,
-        ALIGNMENT=channel_alignment(inputs.features),
+        ALIGNMENT=channel_alignment(inputs.maps.features),
         BLOCK=_IDENTITY_BLOCK,
         num_warps=WARPS,
     )
@@ -248,7 +252,7 @@ def deformable_sample_backward(
 
     ``deterministic`` changes nothing: there is no other way here. Raises TypeError for an unsupported dtype.
     """
-    inputs = prepare_inputs(features, offsets, identity, alpha, amplitude)
+    inputs = prepare_sample(features, offsets, identity, alpha, amplitude, max_offset)
     given = (features, offsets, identity, alpha, amplitude)
     wanted = [bool(grad_mask >> bit & 1) and tensor is not None for bit, tensor in enumerate(given)]
     gradients = _empty_gradients(wanted, inputs)
@@ -259,17 +263,17 @@ def deformable_sample_backward(
             if gradient is not None:
                 gradient.zero_()
     else:
-        grad_output, max_offset = channels_last(grad_output), float(max_offset)
+        grad_output = channels_last(grad_output)
         if grad_features is not None:
-            gather_features(grad_features, grad_output, inputs, max_offset)
+            fill_features_gradient(grad_features, grad_output, inputs)
         identity_of_each = grad_identity
         if grad_identity is not None and alpha is None:
             identity_of_each = None
             grad_identity.zero_()
         elif grad_identity is not None and grad_identity.shape[0] < inputs.batch:
             identity_of_each = None
-            sum_identity(grad_identity, grad_output, inputs)
-        asked = (grad_offsets, identity_of_each, grad_alpha, grad_amplitude)
-        if any(gradient is not None for gradient in asked):
-            walk_pixels(*asked, grad_output, inputs, max_offset)
+            fill_identity_gradient(grad_identity, grad_output, inputs)
+        of_pixels = (grad_offsets, identity_of_each, grad_alpha, grad_amplitude)
+        if any(gradient is not None for gradient in of_pixels):
+            fill_pixel_gradients(*of_pixels, grad_output, inputs)
     return tuple(grad_output.new_empty(0) if gradient is None else gradient for gradient in gradients)

@@ -9,24 +9,28 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..launch import NUMBERS, SMALL, WARPS, channel_alignment, channel_block, launch, pixel_tile, tile_count
-from ..location import batch_start, load_offsets, pixel_start, pixels_of, sample_axis, tile_pixels, tiles_of
-from ..shapes import empty_channels_last, prepare_inputs
+from ..launch import NUMBERS, SMALL, WARPS, channel_alignment, channel_block, launch, pixel_tile
+from ..location import (
+    batch_start,
+    count_pixels,
+    count_tiles,
+    load_offsets,
+    pixel_start,
+    sample_axis,
+    tap_starts,
+    tile_pixels,
+)
+from ..shapes import empty_channels_last, prepare_sample
 
 _LOADS = 4  # of each thread, for each tap and each block of channels
 _FILLING_PROGRAMS = 512  # below this number of programs the channel blocks run in parallel, too
 
 
 @triton.jit(do_not_specialize=NUMBERS, do_not_specialize_on_alignment=SMALL)
-def _forward_kernel(
+def forward_kernel(
     output,  # [B, H, W, C]
-    features,  # [1 or B, H, W, C]
-    offsets,  # [1 or B, 2, H, W], any strides
-    identity,  # [1 or B, H, W, C] or None
+    maps,
     alpha,  # [B, 2] or None
-    amplitude,  # [1 or B, H, W, 1 or C] or None
-    shape,
-    max_offset,
     channel_splits,
     AMPLITUDE_PER_CHANNEL: tl.constexpr,
     CHANNEL_ALIGNMENT: tl.constexpr,
@@ -34,20 +38,21 @@ def _forward_kernel(
     TILE_Y: tl.constexpr,
     TILE_X: tl.constexpr,
 ):
+    shape = maps.shape
     program = tl.program_id(0)
     split = program % channel_splits
-    tiles = tiles_of(shape, TILE_Y, TILE_X)
+    tiles = count_tiles(shape, TILE_Y, TILE_X)
     tile = (program // channel_splits) % tiles
     prompt = (program // channel_splits // tiles).to(tl.int64)
 
     y, x, inside = tile_pixels(tile, shape, TILE_Y, TILE_X)
-    raw_x, raw_y = load_offsets(offsets, prompt, y, x, inside, shape)
-    cell_x, next_x, fraction_x, _ = sample_axis(x, raw_x, max_offset, shape.width)
-    cell_y, next_y, fraction_y, _ = sample_axis(y, raw_y, max_offset, shape.height)
+    raw_x, raw_y = load_offsets(maps.offsets, prompt, y, x, inside, shape)
+    cell_x, next_x, fraction_x, _ = sample_axis(x, raw_x, shape.max_offset, shape.width)
+    cell_y, next_y, fraction_y, _ = sample_axis(y, raw_y, shape.max_offset, shape.height)
 
     sample_scale = tl.full([TILE_Y * TILE_X], 1.0, tl.float32)
-    if amplitude is not None:
-        amplitude += batch_start(
+    if maps.amplitude is not None:
+        amplitude = maps.amplitude + batch_start(
             prompt, shape.amplitude_batch_stride, CHANNEL_ALIGNMENT if AMPLITUDE_PER_CHANNEL else 1
         )
         if not AMPLITUDE_PER_CHANNEL:
@@ -56,21 +61,20 @@ def _forward_kernel(
         alpha += prompt * 2
         sample_scale *= tl.load(alpha).to(tl.float32)
 
-    features += batch_start(prompt, shape.features_batch_stride, CHANNEL_ALIGNMENT)
-    top_left = pixel_start(cell_y, cell_x, shape, CHANNEL_ALIGNMENT)[:, None]
-    top_right = pixel_start(cell_y, next_x, shape, CHANNEL_ALIGNMENT)[:, None]
-    bottom_left = pixel_start(next_y, cell_x, shape, CHANNEL_ALIGNMENT)[:, None]
-    bottom_right = pixel_start(next_y, next_x, shape, CHANNEL_ALIGNMENT)[:, None]
+    features = maps.features + batch_start(prompt, shape.features_batch_stride, CHANNEL_ALIGNMENT)
+    top_left, top_right, bottom_left, bottom_right = tap_starts(
+        cell_y, next_y, cell_x, next_x, shape, CHANNEL_ALIGNMENT
+    )
     weight_top_left = (sample_scale * (1.0 - fraction_y) * (1.0 - fraction_x))[:, None]
     weight_top_right = (sample_scale * (1.0 - fraction_y) * fraction_x)[:, None]
     weight_bottom_left = (sample_scale * fraction_y * (1.0 - fraction_x))[:, None]
     weight_bottom_right = (sample_scale * fraction_y * fraction_x)[:, None]
 
     own = pixel_start(y, x, shape, CHANNEL_ALIGNMENT)[:, None]
-    pixels = pixels_of(shape)
+    pixels = count_pixels(shape)
     output += prompt * pixels * ((shape.channels // CHANNEL_ALIGNMENT) * CHANNEL_ALIGNMENT)
-    if alpha is not None and identity is not None:
-        identity += batch_start(prompt, shape.identity_batch_stride, CHANNEL_ALIGNMENT)
+    if alpha is not None and maps.identity is not None:
+        identity = maps.identity + batch_start(prompt, shape.identity_batch_stride, CHANNEL_ALIGNMENT)
         identity_scale = tl.load(alpha + 1).to(tl.float32)
 
     for start in range(split * CHANNEL_BLOCK, shape.channels, channel_splits * CHANNEL_BLOCK):
@@ -82,7 +86,7 @@ def _forward_kernel(
         result += weight_bottom_right * tl.load(features + bottom_right + channel, mask=mask, other=0.0).to(tl.float32)
         if AMPLITUDE_PER_CHANNEL:
             result *= tl.load(amplitude + own + channel, mask=mask, other=0.0).to(tl.float32)
-        if alpha is not None and identity is not None:
+        if alpha is not None and maps.identity is not None:
             passed = tl.load(identity + own + channel, mask=mask, other=0.0)
             result += identity_scale * passed.to(tl.float32)
         tl.store(output + own + channel, result.to(output.dtype.element_ty), mask=mask)
@@ -100,30 +104,25 @@ def deformable_sample(
 
     Raises TypeError for a dtype other than float32, float16 and bfloat16.
     """
-    inputs = prepare_inputs(features, offsets, identity, alpha, amplitude)
-    output = empty_channels_last(inputs.batch, inputs.features)
+    inputs = prepare_sample(features, offsets, identity, alpha, amplitude, max_offset)
+    output = empty_channels_last(inputs.batch, features)
     if output.numel() == 0:
         return output
 
-    block = channel_block(inputs.features)
-    tile = pixel_tile(inputs.features, _LOADS)
-    tiles = inputs.batch * tile_count(inputs.shape.height, inputs.shape.width, tile)
-    channel_splits = triton.cdiv(inputs.shape.channels, block) if tiles < _FILLING_PROGRAMS else 1
+    block = channel_block(features)
+    tile = pixel_tile(features, _LOADS)
+    tiles = inputs.batch * inputs.maps.count_tiles(tile)
+    channel_splits = triton.cdiv(inputs.maps.shape.channels, block) if tiles < _FILLING_PROGRAMS else 1
     launch(
-        _forward_kernel,
+        forward_kernel,
         tiles * channel_splits,
         output.device,
         output,
-        inputs.features,
-        inputs.offsets,
-        inputs.identity,
+        inputs.maps,
         inputs.alpha,
-        inputs.amplitude,
-        inputs.shape,
-        float(max_offset),
         channel_splits,
-        AMPLITUDE_PER_CHANNEL=inputs.amplitude_channels > 1,
-        CHANNEL_ALIGNMENT=channel_alignment(inputs.features),
+        AMPLITUDE_PER_CHANNEL=inputs.amplitude_per_channel,
+        CHANNEL_ALIGNMENT=channel_alignment(features),
         CHANNEL_BLOCK=block,
         TILE_Y=tile[0],
         TILE_X=tile[1],

@@ -1,4 +1,6 @@
-"""Gradient of the features: a gather, so that it needs no atomics and is the same bit for bit every time.
+"""Gradient of deformable_sample by its features.
+
+It is a gather, so that it needs no atomics and is the same bit for bit every time.
 
 Offsets are bounded, so a target pixel is sampled only from a window of (2 * radius + 1)^2 pixels, of
 which about four really touch it. Testing a candidate must therefore cost little and must not touch its channels:
@@ -29,23 +31,22 @@ from ..launch import (
     device_of,
     launch,
     split_evenly,
-    tile_count,
 )
 from ..location import (
     batch_start,
+    count_pixels,
+    count_tiles,
     displace,
     load_offsets,
     pixel_start,
-    pixels_of,
     tap_weight,
     tile_pixels,
-    tiles_of,
     touches,
 )
-from ..shapes import SamplingInputs, SamplingShape, empty_channels_last
+from ..shapes import SampleInputs, SampleShape, empty_channels_last
 
 _LOCATIONS_TILE = (8, 32)
-_TARGETS_TILE = (2, 2)  # with 128 bytes of channels each, one warp of 16-byte loads
+TARGETS_TILE = (2, 2)  # with 128 bytes of channels each, one warp of 16-byte loads
 _CHANNELS_IN_REGISTERS = 256  # of each target, in the gather
 _GATHERS = 16  # programs of the gather, of one warp each, that a multiprocessor runs at once
 
@@ -55,18 +56,17 @@ def locations_kernel(
     locations,  # [1 or B, 2, H, W] float32: x plane, then y plane
     offsets,  # [1 or B, 2, H, W], any strides
     shape,
-    max_offset,
     TILE_Y: tl.constexpr,
     TILE_X: tl.constexpr,
 ):
     program = tl.program_id(0)
-    tiles = tiles_of(shape, TILE_Y, TILE_X)
+    tiles = count_tiles(shape, TILE_Y, TILE_X)
     prompt = (program // tiles).to(tl.int64)
     y, x, inside = tile_pixels(program % tiles, shape, TILE_Y, TILE_X)
     raw_x, raw_y = load_offsets(offsets, prompt, y, x, inside, shape)
-    location_x, _ = displace(x, raw_x, max_offset, shape.width)
-    location_y, _ = displace(y, raw_y, max_offset, shape.height)
-    pixels = pixels_of(shape)
+    location_x, _ = displace(x, raw_x, shape.max_offset, shape.width)
+    location_y, _ = displace(y, raw_y, shape.max_offset, shape.height)
+    pixels = count_pixels(shape)
     locations += prompt * 2 * pixels + y.to(tl.int64) * shape.width + x
     tl.store(locations, location_x, mask=inside)
     tl.store(locations + pixels, location_y, mask=inside)
@@ -77,7 +77,7 @@ def _load_location(locations, y, x, valid, shape):
     pixel = locations + y.to(tl.int64) * shape.width + x
     outside = -2.0  # touches nothing
     location_x = tl.load(pixel, mask=valid, other=outside)
-    location_y = tl.load(pixel + pixels_of(shape), mask=valid, other=outside)
+    location_y = tl.load(pixel + count_pixels(shape), mask=valid, other=outside)
     return location_y, location_x
 
 
@@ -108,10 +108,10 @@ def gather_kernel(
     channels = (shape.channels // CHANNEL_ALIGNMENT) * CHANNEL_ALIGNMENT
     channel_groups = tl.cdiv(shape.channels, CHANNEL_BLOCKS * CHANNEL_BLOCK)
     group = program % channel_groups
-    tiles = tiles_of(shape, TILE_Y, TILE_X)
+    tiles = count_tiles(shape, TILE_Y, TILE_X)
     tile = (program // channel_groups) % tiles
     share = (program // channel_groups // tiles).to(tl.int64)
-    pixels = pixels_of(shape)
+    pixels = count_pixels(shape)
 
     y, x, inside = tile_pixels(tile, shape, TILE_Y, TILE_X)
     # Shifted to lie inside the map, the window still holds every pixel within the radius.
@@ -175,36 +175,35 @@ def gather_kernel(
     tl.store(grad_features + own, total.to(grad_features.dtype.element_ty), mask=mask)
 
 
-def gather_radius(max_offset: float, shape: SamplingShape) -> int:
+def gather_radius(shape: SampleShape) -> int:
     """How far a target can lie from a pixel that samples it, no farther than the map goes.
 
     At least 1, because a NaN location has the next pixel among its taps whatever the maximal offset.
     """
-    return max(1, math.ceil(min(abs(max_offset), max(shape.height, shape.width))))
+    return max(1, math.ceil(min(abs(shape.max_offset), max(shape.height, shape.width))))
 
 
-def gather_features(grad_features: Tensor, grad_output: Tensor, inputs: SamplingInputs, max_offset: float) -> None:
+def fill_features_gradient(grad_features: Tensor, grad_output: Tensor, inputs: SampleInputs) -> None:
     """Fill (1 or B, C, H, W); summed over prompts where the features' batch of 1 was broadcast."""
-    device, shape = grad_output.device, inputs.shape
-    offsets_batch = inputs.offsets.shape[0]
+    device, maps, shape = grad_output.device, inputs.maps, inputs.maps.shape
+    offsets_batch = maps.offsets.shape[0]
     locations = torch.empty((offsets_batch, 2, shape.height, shape.width), dtype=torch.float32, device=device)
     launch(
         locations_kernel,
-        offsets_batch * tile_count(shape.height, shape.width, _LOCATIONS_TILE),
+        offsets_batch * maps.count_tiles(_LOCATIONS_TILE),
         device,
         locations,
-        inputs.offsets,
+        maps.offsets,
         shape,
-        max_offset,
         TILE_Y=_LOCATIONS_TILE[0],
         TILE_X=_LOCATIONS_TILE[1],
         num_warps=WARPS,
     )
-    block = channel_block(inputs.features)
+    block = channel_block(maps.features)
     blocks = min(_CHANNELS_IN_REGISTERS // block, triton.next_power_of_2(triton.cdiv(shape.channels, block)))
     channel_groups = triton.cdiv(shape.channels, block * blocks)
-    radius = gather_radius(max_offset, shape)
-    programs = tile_count(shape.height, shape.width, _TARGETS_TILE) * channel_groups
+    radius = gather_radius(shape)
+    programs = maps.count_tiles(TARGETS_TILE) * channel_groups
     shares, prompts_of_share, sums = inputs.batch, 1, grad_features
     if grad_features.shape[0] < inputs.batch:
         shares, prompts_of_share = split_evenly(programs, inputs.batch, _GATHERS, device_of(grad_output))
@@ -217,7 +216,7 @@ def gather_features(grad_features: Tensor, grad_output: Tensor, inputs: Sampling
         grad_output,
         locations,
         inputs.alpha,
-        inputs.amplitude,
+        maps.amplitude,
         shape,
         0 if offsets_batch == 1 else locations[0].numel(),
         inputs.batch,
@@ -225,12 +224,12 @@ def gather_features(grad_features: Tensor, grad_output: Tensor, inputs: Sampling
         min(2 * radius + 1, shape.height),
         radius,
         WINDOW_WIDTH=min(2 * radius + 1, shape.width),
-        AMPLITUDE_PER_CHANNEL=inputs.amplitude_channels > 1,
-        CHANNEL_ALIGNMENT=channel_alignment(inputs.features),
+        AMPLITUDE_PER_CHANNEL=inputs.amplitude_per_channel,
+        CHANNEL_ALIGNMENT=channel_alignment(maps.features),
         CHANNEL_BLOCK=block,
         CHANNEL_BLOCKS=blocks,
-        TILE_Y=_TARGETS_TILE[0],
-        TILE_X=_TARGETS_TILE[1],
+        TILE_Y=TARGETS_TILE[0],
+        TILE_X=TARGETS_TILE[1],
         num_warps=1,
     )
     if sums is not grad_features:

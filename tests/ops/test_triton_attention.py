@@ -15,6 +15,7 @@ from attention_cases import (
 )
 from stable_sam_cuda.kernels import launch
 from stable_sam_cuda.kernels.attention import backward as attention_backward
+from stable_sam_cuda.kernels.attention import backward_kernels
 from stable_sam_cuda.kernels.attention import forward as attention_forward
 from tolerances import Tolerance, assert_matches
 from torch import Tensor
@@ -90,7 +91,7 @@ def test_any_number_of_shares_gives_the_same_result(splits: int, monkeypatch: py
         return -(-tiles // of_each), of_each
 
     monkeypatch.setattr(attention_forward, "split_evenly", split)
-    monkeypatch.setattr(attention_backward, "split_evenly", split)
+    monkeypatch.setattr(backward_kernels, "split_evenly", split)
     check(AttentionCase("shares", batch=1, rows=4, height=5, width=17), torch.float32)
 
 
@@ -98,7 +99,7 @@ def test_any_number_of_shares_gives_the_same_result(splits: int, monkeypatch: py
 @pytest.mark.parametrize("name", ["one_image", "one_of_all_else"])
 def test_prompts_one_at_a_time(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As where their temporaries are too large to be held together."""
-    monkeypatch.setattr(attention_backward, "_BYTES_AT_A_TIME", 1)
+    monkeypatch.setattr(attention_backward, "BYTES_AT_A_TIME", 1)
     check(by_name(name), torch.float32)
 
 

@@ -90,7 +90,7 @@ FAULTS = {
         "location.py",
         "tl.cast(size - 1, tl.float32)",
         "(size - 1).to(tl.float32)",
-        "^forward_kernel, sampler float32 C=33 1x64 B=1 -1",
+        "^locations_kernel, sampler float32 C=33 1x64 B=1 -1",
         r"FAILED, \w*Error",
     ),
     "product_of_8_columns": Fault(

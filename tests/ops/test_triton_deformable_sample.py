@@ -41,7 +41,7 @@ HALF_CASES = {"routed", "pixel_amplitude", "channel_amplitude", "strided", "33_c
 @pytest.fixture
 def large_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     if libraries.triton_interprets():
-        monkeypatch.setattr(gather, "_TARGETS_TILE", (4, 8))
+        monkeypatch.setattr(gather, "TARGETS_TILE", (4, 8))
 
 
 def tolerance(table: dict[torch.dtype, Tolerance], dtype: torch.dtype) -> Tolerance:

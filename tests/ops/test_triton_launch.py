@@ -1,5 +1,6 @@
 """Block sizes fit the device they run on, what a GPU refuses is taken smaller, and counts compile nothing anew."""
 
+import inspect
 import itertools
 import warnings
 
@@ -13,9 +14,14 @@ from attention_cases import (
     make_attention_inputs,
 )
 from stable_sam_cuda.kernels import launch
-from stable_sam_cuda.kernels.attention import backward as attention_backward
+from stable_sam_cuda.kernels.attention import backward_kernels
 from stable_sam_cuda.kernels.attention import forward as attention_forward
 from stable_sam_cuda.kernels.attention import plan as attention_plan
+from stable_sam_cuda.kernels.offset_head import backward as offset_head_backward
+from stable_sam_cuda.kernels.offset_head import forward as offset_head_forward
+from stable_sam_cuda.kernels.sample import backward as sample_backward
+from stable_sam_cuda.kernels.sample import forward as sample_forward
+from stable_sam_cuda.kernels.sample import gather
 from triton.runtime.errors import OutOfResources
 
 import stable_sam_cuda
@@ -36,7 +42,7 @@ PLANS = [attention_plan.forward_plans, attention_plan.tiles_plans, attention_pla
 
 @pytest.fixture
 def nothing_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "_refused", set())
+    monkeypatch.setattr(launch, "refused", set())
 
 
 @pytest.mark.parametrize("device", DEVICES.values(), ids=DEVICES)
@@ -130,14 +136,14 @@ def test_a_backward_that_is_refused_is_done_by_the_reference_and_the_next_forwar
     case = AttentionCase("refused", height=2, width=3, broadcast=frozenset({"features"}))
     inputs, grad_pooled = make_attention_inputs(case, torch.float32)
     _, _, expected = attention_truth(inputs, case.max_offset, grad_pooled)
-    real = attention_backward.launch
+    real = backward_kernels.launch
 
     def launch_or_refuse(kernel, *arguments, **constants) -> None:
         if kernel.__name__ == refused:
             raise OutOfResources(139_264, 101_376, "shared memory")
         real(kernel, *arguments, **constants)
 
-    monkeypatch.setattr(attention_backward, "launch", launch_or_refuse)
+    monkeypatch.setattr(backward_kernels, "launch", launch_or_refuse)
     operation = torch.ops.stable_sam_cuda.sampled_attention_triton
     with pytest.warns(kernels.SmallerPlanWarning, match="of 8 channels in float32 has no smaller blocks on cpu"):
         _, _, gradients = attend_and_differentiate(operation, inputs, case.max_offset, grad_pooled)
@@ -197,3 +203,17 @@ def test_prompts_of_one_image_are_shared_among_programs_of_the_gather() -> None:
     """1,024 tiles of 2 x 2 targets alone would leave most of a Hopper GPU idle."""
     assert launch.split_evenly(1024, 256, 16, launch.HOPPER)[0] == 2
     assert launch.split_evenly(64, 256, 16, launch.HOPPER)[0] >= 32
+
+
+def test_what_is_not_specialised_is_a_parameter_of_some_kernel() -> None:
+    """Triton says nothing of a name in these lists that no kernel has."""
+    kernel_files = [sample_forward, gather, sample_backward, attention_forward, backward_kernels]
+    kernel_files += [offset_head_forward, offset_head_backward]
+    parameters = {
+        parameter
+        for module in kernel_files
+        for name, kernel in vars(module).items()
+        if name.endswith("_kernel")
+        for parameter in inspect.signature(kernel.fn).parameters
+    }
+    assert parameters >= {*launch.NUMBERS, *launch.SMALL}

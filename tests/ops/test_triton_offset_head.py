@@ -104,7 +104,7 @@ def test_any_number_of_shares_gives_the_same_result(shares: int, monkeypatch: py
 @pytest.mark.usefixtures("poisoned_memory")
 def test_prompts_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """As where their temporary is too large to be held together."""
-    monkeypatch.setattr(head_backward, "_BYTES_AT_A_TIME", 1)
+    monkeypatch.setattr(head_backward, "BYTES_AT_A_TIME", 1)
     check(HeadCase("one_at_a_time", batch=3, height=2, width=3, kernel_size=3))
 
 
