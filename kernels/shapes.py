@@ -89,7 +89,7 @@ class AttentionInputs(NamedTuple):
 
 
 class HeadParameters(NamedTuple):
-    """The parameters of offset_head, in the order and the shapes of ops/schema.py."""
+    """The parameters of offset_head, in the order and the shapes of ops/offset_head.py."""
 
     depthwise_weight: Tensor  # [C, 1, k, k]
     depthwise_bias: Tensor  # [C]

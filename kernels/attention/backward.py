@@ -84,7 +84,7 @@ def sampled_attention_backward(
     max_offset: float,
     grad_mask: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Triton's backward of the op in ops/schema.py, where shapes and ``grad_mask`` are explained.
+    """Triton's backward of the op in ops/, where shapes and (in register.py) ``grad_mask`` are explained.
 
     Raises TypeError for a dtype other than float32, float16 and bfloat16, and `NoPlanFitsError` as `run_best`.
     """

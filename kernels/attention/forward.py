@@ -163,7 +163,7 @@ def sampled_attention(
     key_pe: Tensor,
     max_offset: float,
 ) -> tuple[Tensor, Tensor]:
-    """Triton's forward of the op in ops/schema.py; shapes as in ops/reference.py, checked by the caller.
+    """Triton's forward of the op in ops/; shapes as in ops/reference.py, checked by the caller.
 
     Raises TypeError for a dtype other than float32, float16 and bfloat16, and `NoPlanFitsError` as `run_best`.
     """

@@ -302,7 +302,7 @@ def offset_head_backward(
     eps: float,
     grad_mask: int,
 ) -> tuple[Tensor, ...]:
-    """Triton's backward of the op in ops/schema.py, where shapes and ``grad_mask`` are explained.
+    """Triton's backward of the op in ops/, where shapes and (in register.py) ``grad_mask`` are explained.
 
     Raises TypeError for a dtype other than float32, float16 and bfloat16.
     """

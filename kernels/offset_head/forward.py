@@ -58,7 +58,7 @@ def offset_head(
     pointwise_bias: Tensor,
     eps: float,
 ) -> Tensor:
-    """Triton's forward of the op in ops/schema.py; shapes as in ops/reference.py, checked by the caller.
+    """Triton's forward of the op in ops/; shapes as in ops/reference.py, checked by the caller.
 
     Raises TypeError for a dtype other than float32, float16 and bfloat16.
     """

@@ -248,7 +248,7 @@ def deformable_sample_backward(
     grad_mask: int,
     deterministic: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Triton's backward of the op in ops/schema.py, where shapes and ``grad_mask`` are explained.
+    """Triton's backward of the op in ops/, where shapes and (in register.py) ``grad_mask`` are explained.
 
     ``deterministic`` changes nothing: there is no other way here. Raises TypeError for an unsupported dtype.
     """

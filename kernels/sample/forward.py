@@ -100,7 +100,7 @@ def deformable_sample(
     amplitude: Tensor | None,
     max_offset: float,
 ) -> Tensor:
-    """Triton's forward of the op in ops/schema.py; shapes as in ops/reference.py, checked by the caller.
+    """Triton's forward of the op in ops/; shapes as in ops/reference.py, checked by the caller.
 
     Raises TypeError for a dtype other than float32, float16 and bfloat16.
     """

@@ -16,6 +16,7 @@ import torch
 
 _JETSON_ORIN = (8, 7)  # of its own kind: code for the desktop's 8.0 and 8.6 does not run there
 
+_KERNELS = "stable_sam_cuda.kernels"
 _DIRECTORY = Path(__file__).parents[1]
 _BUILD_RECORD = _DIRECTORY / "_build_record.json"
 
@@ -47,12 +48,27 @@ def _load(name: str) -> str | None:
 
 
 def _import_triton() -> tuple[Any, str | None]:
-    """Triton's kernels and no reason, or no kernels and the reason."""
+    """Triton's kernels and no reason, or no kernels and the reason.
+
+    Raises:
+        ImportError: the kernels are there, and a module or a name of this package that they import is not.
+    """
     try:
-        from stable_sam_cuda import kernels
-    except Exception as error:  # a Triton that does not fit torch or the driver fails in many ways
-        return None, f"Triton's kernels could not be imported: {type(error).__name__}: {error}"
-    return kernels, None
+        import triton
+    except Exception as error:  # one that does not fit torch or the driver fails in many ways
+        return None, f"Triton could not be imported: {type(error).__name__}: {error}"
+    try:
+        return import_module(_KERNELS), None
+    except Exception as error:
+        name = (error.name or "") if isinstance(error, ImportError) else ""
+        if isinstance(error, ModuleNotFoundError) and name == _KERNELS:
+            return None, (
+                "Triton's kernels are not installed: a checkout has them in kernels/, and installing it "
+                f"(pip install -e .) makes that {_KERNELS}"
+            )
+        if name.partition(".")[0] == "stable_sam_cuda":
+            raise
+        return None, f"Triton {triton.__version__} does not fit the kernels: {type(error).__name__}: {error}"
 
 
 class _NeverRaisedError(Exception):
