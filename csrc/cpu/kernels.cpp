@@ -1,5 +1,5 @@
-// All kernels for one instruction set. build_tools/libraries.py compiles this file once for each, with its own flags and
-// with STABLE_SAM_INSTRUCTION_SET naming it.
+// All kernels for one instruction set. build_tools/libraries.py compiles this file once for each, with its own flags
+// and with STABLE_SAM_INSTRUCTION_SET naming it.
 #include <type_traits>
 
 #include "attention_backward.h"
