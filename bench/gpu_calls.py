@@ -38,6 +38,7 @@ BASELINE = "baseline.json"
 GRACE_SECONDS = 10  # in which an interrupted pytest writes what it has
 LAYERS = [f"bench/test_{name}.py" for name in ("deformable_sample", "deformable_attention", "offset_head")]
 MODELS = [f"bench/test_{name}.py" for name in ("decoder", "training_step", "predictor")]
+PLANS = ["env", "TRITON_INTERPRET=0", sys.executable, "bench/attention_plans.py"]
 NOTHING_SELECTED = 5  # pytest's exit code
 PACKED = "compiled."  # objects and Triton's kernels, in $OUT after a call and in wheels/ before one
 PACKED_BYTES = 15 << 20  # of a file: some machines give back none above 16 MiB
@@ -101,6 +102,9 @@ def second_parts(dry: bool) -> list[Part]:
     rest = "(not bf16 and not warm) or (bf16 and warm and B64-)"
     return [
         *(part for part in first_parts(dry) if "bench" in part.commands),
+        # Compiled by many processes, timed by one.
+        Part("plans", 60, {f"share {i}": [*PLANS, "--check-only", "--share", f"{i}/8"] for i in range(8)}),
+        Part("plan_times", 30, {"plans": PLANS}),
         Part("profile", 40, {"ncu": ncu}),
         *(timed(dry, file, rest, 30, "more_") for file in [*LAYERS, *MODELS[:2]]),
     ]
