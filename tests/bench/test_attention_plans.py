@@ -6,7 +6,9 @@ import pytest
 
 from stable_sam_cuda.ops import libraries
 
-pytestmark = pytest.mark.skipif(not libraries.triton_interprets(), reason="a GPU has other work for it")
+pytestmark = pytest.mark.skipif(
+    not libraries.triton_interprets(), reason="a rehearsal in Triton's interpreter, which is off where there is a GPU"
+)
 
 
 @pytest.fixture
